@@ -1,0 +1,285 @@
+"""Options: one table, from which flags, ``-o`` options, files and documentation are made.
+
+Each option is a dataclass field with its default, parser and help in the field's metadata. A
+value given as text goes through :func:`parse`; a wrong one raises :class:`ConfigError`, whose
+message is one line fit for the user.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_TIMEOUT = 2**32 - 1
+"""Longest cache time in seconds that is taken; about 136 years."""
+
+
+class ConfigError(ValueError):
+    """A bad option; the message names the option, the value and what would be right."""
+
+
+class CachePolicy(enum.Enum):
+    """Whether the kernel may cache file data.
+
+    ``never``: nothing is cached, every read and write reaches the server. ``auto``: the cache is
+    dropped when a file is opened (close-to-open). ``always``: the cache is kept between opens, for
+    a server with the directory to itself.
+    """
+
+    NEVER = "never"
+    AUTO = "auto"
+    ALWAYS = "always"
+
+    @classmethod
+    def parse(cls, text: str) -> CachePolicy:
+        """Read a policy: never or none, auto, always; lower case, Capitalised or UPPER CASE."""
+        if text in (text.lower(), text.capitalize(), text.upper()):
+            name = {"none": "never"}.get(text.lower(), text.lower())
+            for policy in cls:
+                if policy.value == name:
+                    return policy
+        raise ConfigError(f"{text!r} is not one of never, auto, always")
+
+
+def _bool(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{text!r} is not true or false")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a number of seconds") from None
+    if math.isnan(value) or not 0 <= value <= MAX_TIMEOUT:
+        raise ConfigError(f"{text} is out of range: 0 to {MAX_TIMEOUT} seconds")
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse_integer(text: str) -> int:
+        try:
+            value = int(text, 10)
+        except ValueError:
+            raise ConfigError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise ConfigError(f"{text} is out of range: {low} to {high}")
+        return value
+
+    return parse_integer
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse_choice(text: str) -> str:
+        if text not in names:
+            raise ConfigError(f"{text!r} is not one of {', '.join(names)}")
+        return text
+
+    return parse_choice
+
+
+def _word(text: str) -> str:
+    if not text or "," in text or "\n" in text or "\0" in text:
+        raise ConfigError(f"{text!r}: no empty value, commas, newlines or NULs")
+    return text
+
+
+def _option(default: Any, parser: Callable[[str], Any], value: str, help: str, *alias: str) -> Any:
+    return dataclasses.field(
+        default=default,
+        metadata={"parse": parser, "value": value, "help": help, "alias": alias},
+    )
+
+
+def _switch(default: bool | None, help: str) -> Any:
+    return _option(default, _bool, "", help)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the passthrough does with the tree. Timeouts are in seconds, sizes in bytes."""
+
+    entry_timeout: float = _option(
+        5.0, _seconds, "SECONDS", "how long the kernel may trust a name it looked up"
+    )
+    attr_timeout: float = _option(
+        5.0, _seconds, "SECONDS", "how long the kernel may trust the attributes of a file"
+    )
+    cache_policy: CachePolicy = _option(  # noqa: RUF009 - a field, made by a function of ours
+        CachePolicy.AUTO,
+        CachePolicy.parse,
+        "POLICY",
+        "whether file data is cached: never, auto (until the next open) or always",
+        "cache",
+    )
+    writeback: bool = _switch(
+        False, "let the kernel gather writes; only where nobody else changes the source"
+    )
+    root_dir: str = dataclasses.field(default="/", metadata={})
+    xattr: bool = _switch(False, "extended attributes; each write then costs a look at them")
+    do_import: bool = dataclasses.field(default=True, metadata={})
+    no_open: bool = _switch(False, "open nothing for open(2); needs cache_policy=always")
+    no_opendir: bool = _switch(False, "open nothing for opendir(3)")
+    killpriv_v2: bool = _switch(
+        False, "the kernel says when a write has to clear set-ID bits and file capabilities"
+    )
+    inode_file_handles: bool = _switch(
+        False, "remember inodes by file handle rather than by open descriptor"
+    )
+    no_readdir: bool = _switch(False, "show every directory as empty")
+    dax_file_size: int | None = _option(
+        None, _integer(0, 2**63 - 1), "BYTES", "offer DAX for files of at least this size"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountConfig:
+    """How the tree is mounted, and what the kernel is told of it."""
+
+    ro: bool = _switch(False, "mount read-only")
+    allow_other: bool = _switch(False, "let users other than the one who mounts in")
+    default_permissions: bool = _switch(
+        True, "let the kernel check permissions; without it every user acts as the server"
+    )
+    nosuid: bool = _switch(False, "ignore set-user-ID and set-group-ID bits")
+    nodev: bool = _switch(False, "ignore device files")
+    noexec: bool = _switch(False, "run no programs from the mount")
+    noatime: bool = _switch(False, "do not let reads through the mount change access times")
+    fsname: str | None = _option(
+        None, _word, "NAME", "the source as /proc/mounts shows it; SOURCE if not given"
+    )
+    max_background: int = _option(
+        512, _integer(1, 65535), "N", "asynchronous requests the kernel may have waiting here"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How the server runs."""
+
+    session: str = _option(
+        "auto", _choice("auto", "dev", "pyfuse3"), "NAME", "who speaks FUSE: auto, dev or pyfuse3"
+    )
+    async_io: bool | None = _switch(
+        None, "move data with io_uring; not given: where the kernel allows it"
+    )
+    ring_entries: int = _option(
+        512, _integer(8, 32768), "N", "submission queue entries of the io_uring"
+    )
+    thread_pool_size: int = _option(
+        0, _integer(0, 256), "N", "threads for --no-async-io; 0 works in the event loop itself"
+    )
+    log_level: str = _option(
+        "info",
+        _choice("debug", "info", "warning", "error"),
+        "LEVEL",
+        "debug, info, warning or error",
+    )
+    control: str | None = _option(
+        None, _word, "PATH", "the control socket; by default named after the mount in /run/uringfs"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table."""
+
+    name: str
+    section: type[Any]
+    parse: Callable[[str], Any]
+    default: Any
+    value: str
+    help: str
+    aliases: tuple[str, ...]
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given without a value."""
+        return not self.value
+
+    @property
+    def flag(self) -> str:
+        """The long command-line flag."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _rows(section: type[Any]) -> Iterator[Option]:
+    for field in dataclasses.fields(section):
+        if field.metadata:
+            meta = field.metadata
+            yield Option(
+                field.name, section, meta["parse"], field.default, meta["value"], meta["help"],
+                meta["alias"],
+            )  # fmt: skip
+
+
+SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)
+OPTIONS: Mapping[str, Option] = {row.name: row for section in SECTIONS for row in _rows(section)}
+_BY_ALIAS = {alias: row for row in OPTIONS.values() for alias in row.aliases}
+
+_FSTAB_WORDS = (
+    "defaults rw suid dev exec async atime relatime auto noauto user nouser users nofail _netdev"
+)
+IGNORED = frozenset(_FSTAB_WORDS.split())
+"""``-o`` words of mount(8) and fstab(5) that mean nothing here or are the default."""
+
+
+def find(name: str) -> Option:
+    """The row called ``name``, with - or _, or an alias of it."""
+    plain = name.replace("-", "_")
+    row = OPTIONS.get(plain) or _BY_ALIAS.get(plain)
+    if row is None:
+        raise ConfigError(f"unknown option {name!r}; uringfs mount --help lists them")
+    return row
+
+
+def parse(row: Option, text: str) -> Any:
+    """The value of ``text`` for that option."""
+    try:
+        return row.parse(text)
+    except ConfigError as exc:
+        raise ConfigError(f"{row.name}: {exc}") from None
+
+
+def parse_o(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``-o`` arguments (``key=value,switch,noswitch``) into values by option name."""
+    values: dict[str, Any] = {}
+    for word in (word for text in texts for word in text.split(",")):
+        if not word or word in IGNORED or word.startswith("x-"):
+            continue
+        key, equals, text = word.partition("=")
+        row, on = _find_switch(key)
+        if not equals and not row.is_switch:
+            raise ConfigError(f"{row.name} needs a value: -o {row.name}={row.value}")
+        values[row.name] = parse(row, text) == on if equals and row.is_switch else (
+            parse(row, text) if equals else on
+        )  # fmt: skip
+    return values
+
+
+def _find_switch(key: str) -> tuple[Option, bool]:
+    try:
+        return find(key), True
+    except ConfigError:
+        for prefix in ("no_", "no-", "no"):
+            plain = key.removeprefix(prefix).replace("-", "_")
+            if plain != key and plain in OPTIONS and OPTIONS[plain].is_switch:
+                return OPTIONS[plain], False
+        raise
+
+
+def build(values: Mapping[str, Any], *, root_dir: str) -> tuple[Config, MountConfig, ServerConfig]:
+    """Make the three sections from values by option name."""
+    sections = []
+    for section in SECTIONS:
+        own = {name: value for name, value in values.items() if OPTIONS[name].section is section}
+        sections.append(section(**own, **({"root_dir": root_dir} if section is Config else {})))
+    config, mount, server = sections
+    return config, mount, server

@@ -1,0 +1,93 @@
+"""Operations on attributes: stat, chmod and kin, extended attributes, permissions."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from uringfs.fs import syscalls
+from uringfs.fs.core import Core
+from uringfs.fs.credentials import acting_as
+from uringfs.fs.types import UTIME_OMIT, Caller, OwnedFd, SetAttr, Statx, Timespec
+
+_OMIT = Timespec(0, UTIME_OMIT)
+
+
+class AttrOps(Core):
+    """What is known about a file besides its data and its names."""
+
+    async def getattr(self, nodeid: int, fh: int | None = None) -> Statx:
+        """statx(2), of the open file if ``fh`` is given: it may have no name any more."""
+        return syscalls.statx(self._file(nodeid, fh).fd)
+
+    async def setattr(
+        self, caller: Caller, nodeid: int, change: SetAttr, fh: int | None = None
+    ) -> Statx:
+        """chmod(2), chown(2), truncate(2), utimensat(2), in that order; the attributes after it."""
+        path = self.inodes.open(nodeid)
+        name = b"%d" % path.fd
+        proc = self._proc_self_fd.fd
+        if change.mode is not None:
+            os.chmod(name, change.mode & 0o7777, dir_fd=proc)
+        if change.uid is not None or change.gid is not None:
+            uid = -1 if change.uid is None else change.uid
+            gid = -1 if change.gid is None else change.gid
+            os.chown(name, uid, gid, dir_fd=proc)
+        if change.size is not None:
+            await self._truncate(nodeid, fh, change.size, change.kill_suidgid)
+        if change.atime is not None or change.mtime is not None:
+            syscalls.utimensat(proc, name, change.atime or _OMIT, change.mtime or _OMIT)
+        return syscalls.statx(path.fd)
+
+    async def _truncate(self, nodeid: int, fh: int | None, size: int, kill: bool) -> None:
+        if fh is None or self.handles.get(fh, nodeid).flags & os.O_ACCMODE == os.O_RDONLY:
+            file = await self._open_inode(nodeid, os.O_RDWR | os.O_NONBLOCK)
+        else:
+            file = self.handles.get(fh, nodeid).file
+        kill = kill or self.features.kill_suidgid_always
+        await self.io.ftruncate(file.fd, size, kill_suidgid=kill)
+
+    def _file(self, nodeid: int, fh: int | None) -> OwnedFd:
+        if fh:
+            return self.handles.get(fh, nodeid).file
+        return self.inodes.open(nodeid)
+
+    async def statfs(self, nodeid: int) -> os.statvfs_result:
+        """fstatvfs(3) of the file system the file lies on."""
+        return os.fstatvfs(self.inodes.open(nodeid).fd)
+
+    async def access(self, caller: Caller, nodeid: int, mask: int) -> None:
+        """faccessat2(2) as the caller: OSError EACCES where it is denied."""
+        path = self.inodes.open(nodeid)
+        with acting_as(caller):
+            syscalls.faccessat(path.fd, b"", mask, syscalls.AT_EMPTY_PATH | syscalls.AT_EACCESS)
+
+    async def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """getxattr(2); OSError ENODATA where there is none, ENOSYS with xattr off."""
+        path = self._xattr_path(nodeid)
+        return os.getxattr(_magic(path), name)
+
+    async def listxattr(self, nodeid: int) -> bytes:
+        """listxattr(2): every name, each with a NUL after it."""
+        path = self._xattr_path(nodeid)
+        return b"".join(os.fsencode(name) + b"\0" for name in os.listxattr(_magic(path)))
+
+    async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
+        """setxattr(2); flags XATTR_CREATE, XATTR_REPLACE."""
+        path = self._xattr_path(nodeid)
+        os.setxattr(_magic(path), name, value, flags)
+
+    async def removexattr(self, nodeid: int, name: bytes) -> None:
+        """removexattr(2)."""
+        path = self._xattr_path(nodeid)
+        os.removexattr(_magic(path), name)
+
+    def _xattr_path(self, nodeid: int) -> OwnedFd:
+        if not self.config.xattr:
+            raise OSError(errno.ENOSYS, "extended attributes are off")
+        return self.inodes.open(nodeid)
+
+
+def _magic(path: OwnedFd) -> bytes:
+    """A path that is the file itself, also when the file is a symbolic link (proc(5))."""
+    return b"/proc/self/fd/%d" % path.fd

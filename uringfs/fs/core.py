@@ -1,0 +1,157 @@
+"""What all operations stand on: the maps, the back end, and how a file is reached safely.
+
+No symbolic link is ever followed on the server's side, and nothing but a regular file or a
+directory is opened without O_PATH.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from uringfs.config import CachePolicy, Config
+from uringfs.fs import syscalls
+from uringfs.fs.file_handle import FileHandle, MountFds
+from uringfs.fs.handles import Handle, HandleMap
+from uringfs.fs.inodes import InodeMap
+from uringfs.fs.io import FileIO
+from uringfs.fs.types import (
+    Entry,
+    Features,
+    Fopen,
+    OwnedFd,
+    Statx,
+    is_safe_inode,
+)
+
+log = logging.getLogger(__name__)
+
+FUSE_ATTR_DAX = 1 << 1
+
+O_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FLAGS = (
+    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
+    | os.O_NONBLOCK | os.O_DIRECTORY
+)  # fmt: skip
+"""Flags of open(2) that are handed on to the backing file."""
+
+
+class Core:
+    """State shared by the operations."""
+
+    def __init__(self, config: Config, io: FileIO) -> None:
+        """Raises OSError where /proc/self/fd cannot be opened."""
+        self.config = config
+        self.io = io
+        self.features = Features()
+        self._proc_self_fd = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
+        self.mount_fds = MountFds(self._reopen_now)
+        self.inodes = InodeMap(self.mount_fds)
+        self.handles = HandleMap()
+
+    def import_(self) -> None:
+        """Enter the root directory; OSError where it is missing, or is not a directory.
+
+        Clears the process's umask: modes arrive as they shall be.
+        """
+        path = OwnedFd(os.open(self.config.root_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.umask(0)
+        self.inodes.insert_root(self._key_of(path), syscalls.statx(path.fd))
+
+    def negotiated(self, features: Features) -> None:
+        """Take note of what session and kernel agreed on."""
+        self.features = features
+
+    def destroy(self) -> None:
+        """Forget every inode and close every handle; ``import_`` starts anew."""
+        self.handles.clear()
+        self.inodes.clear()
+
+    def keep_fds(self) -> list[int]:
+        """Descriptors that a live upgrade has to hand on."""
+        return [self._proc_self_fd.fd]
+
+    def readlink_proc_file(self, nodeid: int) -> bytes:
+        """The path of the inode at this moment, as /proc/self/fd shows it."""
+        file = self.inodes.open(nodeid)
+        path = os.readlink(b"%d" % file.fd, dir_fd=self._proc_self_fd.fd)
+        if len(path) >= os.pathconf("/", "PC_PATH_MAX"):
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        return path
+
+    async def _lookup_at(self, dir_fd: int, name: bytes) -> Entry:
+        return self._enter(await self.io.openat(dir_fd, name, O_PATH_FLAGS))
+
+    def _enter(self, path: OwnedFd) -> Entry:
+        """Count a lookup of the file behind an O_PATH descriptor."""
+        attr = syscalls.statx(path.fd)
+        inode = self.inodes.lookup(self._key_of(path), attr)
+        config = self.config
+        return Entry(
+            inode.nodeid, 0, attr, self.attr_flags(attr), config.entry_timeout, config.attr_timeout
+        )
+
+    def _key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
+        if self.config.inode_file_handles:
+            handle = self.mount_fds.handle_of(path.fd)
+            if handle is not None:
+                return handle
+        return path
+
+    def attr_flags(self, attr: Statx) -> int:
+        """FUSE_ATTR_* for a file: whether the client may map it with DAX."""
+        limit = self.config.dax_file_size
+        if limit is not None and self.features.perfile_dax and attr.size >= limit:
+            return FUSE_ATTR_DAX
+        return 0
+
+    async def _open_inode(self, nodeid: int, flags: int, *, kill_suidgid: bool = False) -> OwnedFd:
+        """Open a regular file or directory for real; EBADF for anything else."""
+        inode = self.inodes.get(nodeid)
+        if not is_safe_inode(inode.mode):
+            raise OSError(errno.EBADF, "only regular files and directories are opened")
+        flags = self._backing_flags(flags) | os.O_CLOEXEC
+        path = self.inodes.open(nodeid)
+        return await self.io.openat(
+            self._proc_self_fd.fd, b"%d" % path.fd, flags, kill_suidgid=kill_suidgid
+        )
+
+    def _backing_flags(self, flags: int) -> int:
+        """The flags for the backing file.
+
+        With the writeback cache the kernel reads the rest of a page that is partly written, also
+        of a file opened for writing only, and says itself where an append goes.
+        """
+        flags &= OPEN_FLAGS
+        if self.features.writeback:
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                flags = flags & ~os.O_ACCMODE | os.O_RDWR
+            flags &= ~os.O_APPEND
+        return flags
+
+    def _reopen_now(self, path_fd: int, flags: int) -> int:
+        return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
+
+    def _fopen(self, mode: int) -> Fopen:
+        """How the kernel is to treat an open file of that type, by the cache policy."""
+        directory = stat.S_ISDIR(mode)
+        policy = self.config.cache_policy
+        if policy is CachePolicy.ALWAYS:
+            return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if directory else Fopen.KEEP_CACHE
+        if policy is CachePolicy.NEVER and not directory:
+            return Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
+        return Fopen(0)
+
+    async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
+        """The open file, or one opened for this request where the kernel opens none (no_open)."""
+        if fh == 0 and (self.features.no_open or self.features.no_opendir):
+            return Handle(nodeid, await self._open_inode(nodeid, flags), flags)
+        return self.handles.get(fh, nodeid)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what cannot be the name of a new or removed entry: OSError EINVAL."""
+    if name in (b"", b".", b"..") or b"/" in name:
+        raise OSError(errno.EINVAL, f"{name!r} is no name for an entry")

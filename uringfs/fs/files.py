@@ -1,0 +1,180 @@
+"""Operations on the data of files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from uringfs.fs import syscalls
+from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
+from uringfs.fs.handles import Handle
+from uringfs.fs.types import Buffers, Caller, Entry, Opened, OwnedFd
+
+_O_TMPFILE = os.O_TMPFILE
+_CHANGEABLE = os.O_DIRECT | os.O_APPEND
+"""Flags that fcntl(F_SETFL) changes on an open file and that change what a transfer does."""
+
+
+class FileOps(Core):
+    """Open files."""
+
+    async def open(self, nodeid: int, flags: int, kill_suidgid: bool = False) -> Opened:
+        """open(2) of a known inode; ENOSYS tells the kernel to do without (no_open)."""
+        if self.features.no_open:
+            raise OSError(errno.ENOSYS, "no_open")
+        kill = kill_suidgid or (self.features.kill_suidgid_always and bool(flags & os.O_TRUNC))
+        file = await self._open_inode(nodeid, flags, kill_suidgid=kill)
+        return self._opened(nodeid, file, flags)
+
+    def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
+        kept = self._backing_flags(flags) & ~os.O_TRUNC
+        return Opened(self.handles.insert(nodeid, file, kept), self._fopen(stat.S_IFREG))
+
+    async def create(
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        flags: int,
+        mode: int,
+        kill_suidgid: bool = False,
+    ) -> tuple[Entry, Opened]:
+        """open(2) with O_CREAT as the caller.
+
+        A file that exists, without O_EXCL, is looked up and opened like any other.
+        """
+        check_name(name)
+        directory = self.inodes.open(parent)
+        creating = self._backing_flags(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            file = await self.io.openat(
+                directory.fd, name, creating | os.O_CLOEXEC, mode & 0o7777, caller=caller
+            )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return await self._open_existing(directory.fd, name, flags, kill_suidgid)
+        return await self._created(file, flags)
+
+    async def _open_existing(
+        self, dir_fd: int, name: bytes, flags: int, kill_suidgid: bool
+    ) -> tuple[Entry, Opened]:
+        entry = await self._lookup_at(dir_fd, name)
+        try:
+            return entry, await self.open(entry.nodeid, flags, kill_suidgid)
+        except BaseException:
+            self.inodes.forget(entry.nodeid, 1)
+            raise
+
+    async def _created(self, file: OwnedFd, flags: int) -> tuple[Entry, Opened]:
+        """Enter a file just made, by its descriptor: its name may mean another file already."""
+        path = await self.io.openat(
+            self._proc_self_fd.fd, b"%d" % file.fd, O_PATH_FLAGS & ~os.O_NOFOLLOW
+        )
+        entry = self._enter(path)
+        return entry, self._opened(entry.nodeid, file, flags)
+
+    async def tmpfile(
+        self, caller: Caller, parent: int, flags: int, mode: int
+    ) -> tuple[Entry, Opened]:
+        """open(2) with O_TMPFILE as the caller."""
+        directory = self.inodes.open(parent)
+        creating = self._backing_flags(flags) | _O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
+        file = await self.io.openat(directory.fd, b".", creating, mode & 0o7777, caller=caller)
+        return await self._created(file, flags)
+
+    async def read(
+        self, nodeid: int, fh: int, buffers: Buffers, offset: int, flags: int | None = None
+    ) -> int:
+        """Read into ``buffers`` from ``offset``: bytes read, fewer only at the end of the file.
+
+        ``flags`` are the O_* flags of the client's file at this moment.
+        """
+        handle = await self._handle(fh, nodeid, os.O_RDONLY)
+        file = await self._variant(handle, flags)
+        return await self.io.readv(file.fd, buffers, offset)
+
+    async def write(
+        self,
+        nodeid: int,
+        fh: int,
+        buffers: Buffers,
+        offset: int,
+        flags: int | None = None,
+        kill_suidgid: bool = False,
+        from_cache: bool = False,
+    ) -> int:
+        """Write ``buffers`` at ``offset``: bytes written.
+
+        ``from_cache``: the kernel writes pages back, which know neither alignment nor append.
+        """
+        handle = await self._handle(fh, nodeid, os.O_RDWR)
+        if from_cache:
+            flags = (handle.flags if flags is None else flags) & ~_CHANGEABLE
+        file = await self._variant(handle, flags)
+        kill = kill_suidgid or self.features.kill_suidgid_always
+        return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill)
+
+    async def _variant(self, handle: Handle, flags: int | None) -> OwnedFd:
+        """The handle's file, or the same file opened with the flags the client has now."""
+        if flags is None:
+            return handle.file
+        wanted = self._backing_flags(flags) & _CHANGEABLE
+        if wanted == handle.flags & _CHANGEABLE:
+            return handle.file
+        file = handle.variants.get(wanted)
+        if file is None:
+            file = await self._open_inode(handle.nodeid, handle.flags & ~_CHANGEABLE | wanted)
+            handle.variants[wanted] = file
+        return file
+
+    async def flush(self, nodeid: int, fh: int) -> None:
+        """What close(2) of one descriptor reports: closes a duplicate, for its error."""
+        if fh == 0 and self.features.no_open:
+            raise OSError(errno.ENOSYS, "no_open")
+        os.close(os.dup(self.handles.get(fh, nodeid).file.fd))
+
+    async def release(self, nodeid: int, fh: int) -> None:
+        """The last close."""
+        self.handles.release(fh, nodeid)
+
+    async def fsync(self, nodeid: int, fh: int, datasync: bool) -> None:
+        """fsync(2), or fdatasync(2)."""
+        handle = await self._handle(fh, nodeid, os.O_RDONLY)
+        await self.io.fsync(handle.file.fd, datasync=datasync)
+
+    async def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) with any mode; clears set-ID bits as a write does."""
+        handle = await self._handle(fh, nodeid, os.O_RDWR)
+        await self.io.fallocate(handle.file.fd, mode, offset, length, kill_suidgid=True)
+
+    async def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE: the position found; ENXIO past the end."""
+        handle = await self._handle(fh, nodeid, os.O_RDONLY)
+        return await self.io.call(os.lseek, handle.file.fd, offset, whence)
+
+    async def copy_file_range(
+        self,
+        nodeid_in: int,
+        fh_in: int,
+        offset_in: int,
+        nodeid_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        flags: int = 0,
+    ) -> int:
+        """copy_file_range(2): bytes copied; shares blocks where the file system can."""
+        if flags:
+            raise OSError(errno.EINVAL, "copy_file_range has no flags")
+        source = await self._handle(fh_in, nodeid_in, os.O_RDONLY)
+        target = await self._handle(fh_out, nodeid_out, os.O_RDWR)
+        return await self.io.call(
+            os.copy_file_range, source.file.fd, target.file.fd, length, offset_in, offset_out
+        )
+
+    async def syncfs(self, nodeid: int) -> None:
+        """syncfs(2) of the file system the inode lies on."""
+        file = await self._open_inode(nodeid, os.O_RDONLY)
+        await self.io.call(syscalls.syncfs, file.fd)

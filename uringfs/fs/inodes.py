@@ -1,0 +1,134 @@
+"""InodeMap: which node id stands for which file, and how long the kernel may use it.
+
+A node id is found by three keys: itself, the file's (inode number, device, mount), and its file
+handle where there is one. An inode number may be reused while a node id still stands for the
+deleted file: an open descriptor prevents that, a file handle tells the two apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from uringfs.fs.file_handle import FileHandle, MountFds
+from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
+
+MAX_LOOKUPS = 2**64 - 1
+
+
+class Inode:
+    """A file the kernel knows: its node id, what it is, and how to reach it."""
+
+    __slots__ = ("file", "ids", "ino", "lookups", "mode", "nodeid")
+
+    def __init__(
+        self, nodeid: int, file: OwnedFd | FileHandle, ids: tuple[int, int, int], attr: Statx
+    ) -> None:
+        self.nodeid = nodeid
+        self.file = file
+        self.ids = ids
+        self.ino = attr.ino
+        self.mode = attr.mode
+        self.lookups = 1
+
+
+MountKey = tuple[int, int, int]
+"""(device major, device minor, mount id)"""
+
+
+class InodeMap:
+    """The inodes the kernel knows, by node id, by identity and by file handle."""
+
+    def __init__(self, mount_fds: MountFds) -> None:
+        self._mount_fds = mount_fds
+        self._by_nodeid: dict[int, Inode] = {}
+        self._by_ids: dict[MountKey, dict[int, Inode]] = {}
+        self._by_handle: dict[FileHandle, Inode] = {}
+        self._next_nodeid = ROOT_ID + 1
+
+    def __len__(self) -> int:
+        return len(self._by_nodeid)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._by_nodeid.values())
+
+    def get(self, nodeid: int) -> Inode:
+        """The inode, or OSError EBADF for a node id that was never given or is forgotten."""
+        inode = self._by_nodeid.get(nodeid)
+        if inode is None:
+            raise OSError(errno.EBADF, f"unknown node id {nodeid}")
+        return inode
+
+    def open(self, nodeid: int) -> OwnedFd:
+        """An O_PATH descriptor of the inode: its own, or one opened from its file handle."""
+        file = self.get(nodeid).file
+        if isinstance(file, OwnedFd):
+            return file
+        return OwnedFd(self._mount_fds.open(file, os.O_PATH))
+
+    def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
+        """Enter the root directory: two lookups, as libfuse counts them, and never forgotten."""
+        root = Inode(ROOT_ID, file, _mount_key(attr), attr)
+        root.lookups = 2
+        self._enter(root)
+
+    def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
+        """Count a lookup of the file and return its inode, which is new if it was not known.
+
+        Nothing is awaited in here, so two requests that look up one file cannot both enter it.
+        """
+        inode = self._find(file, attr)
+        if inode is None:
+            inode = Inode(self._next_nodeid, file, _mount_key(attr), attr)
+            self._next_nodeid += 1
+            self._enter(inode)
+        elif inode.lookups < MAX_LOOKUPS:
+            inode.lookups += 1
+        return inode
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """Take ``count`` lookups back; with the last one the inode goes. Never fails."""
+        inode = self._by_nodeid.get(nodeid)
+        if inode is None or nodeid == ROOT_ID:
+            return
+        inode.lookups = max(0, inode.lookups - count)
+        if inode.lookups == 0:
+            self._remove(inode)
+
+    def clear(self) -> None:
+        """Forget every inode, the root as well."""
+        for inode in list(self):
+            self._remove(inode)
+
+    def _find(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode | None:
+        if isinstance(file, bytes):
+            inode = self._by_handle.get(file)
+            if inode is not None:
+                return inode
+        inode = self._by_ids.get(_mount_key(attr), {}).get(attr.ino)
+        if inode is not None and isinstance(file, bytes) and isinstance(inode.file, bytes):
+            return None  # the inode number was reused: the handles differ
+        return inode
+
+    def _enter(self, inode: Inode) -> None:
+        self._by_nodeid[inode.nodeid] = inode
+        self._by_ids.setdefault(inode.ids, {})[inode.ino] = inode
+        if isinstance(inode.file, bytes):
+            self._by_handle[inode.file] = inode
+            self._mount_fds.hold(inode.file)
+
+    def _remove(self, inode: Inode) -> None:
+        del self._by_nodeid[inode.nodeid]
+        mount = self._by_ids[inode.ids]
+        if mount.get(inode.ino) is inode:
+            del mount[inode.ino]
+            if not mount:
+                del self._by_ids[inode.ids]
+        if isinstance(inode.file, bytes):
+            del self._by_handle[inode.file]
+            self._mount_fds.drop(inode.file)
+
+
+def _mount_key(attr: Statx) -> MountKey:
+    return attr.dev_major, attr.dev_minor, attr.mnt_id

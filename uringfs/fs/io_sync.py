@@ -1,0 +1,151 @@
+"""FileIO by plain system calls: in the event loop's thread, or in a pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from aiofiles.os import wrap
+
+from uringfs.fs import syscalls
+from uringfs.fs.credentials import acting_as, without_fsetid
+from uringfs.fs.types import Buffers, Caller, OwnedFd
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncFileIO:
+    """Every call blocks the event loop for as long as the kernel takes."""
+
+    name = "sync"
+
+    async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return func(*args, **kwargs)
+
+    async def openat(
+        self,
+        dir_fd: int,
+        name: bytes,
+        flags: int,
+        mode: int = 0,
+        *,
+        caller: Caller | None = None,
+        kill_suidgid: bool = False,
+    ) -> OwnedFd:
+        return await self.call(_openat, dir_fd, name, flags, mode, caller, kill_suidgid)
+
+    async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
+        return await self.call(os.preadv, fd, buffers, offset)
+
+    async def writev(
+        self, fd: int, buffers: Buffers, offset: int, *, kill_suidgid: bool = False
+    ) -> int:
+        return await self.call(_writev, fd, buffers, offset, kill_suidgid)
+
+    async def fsync(self, fd: int, *, datasync: bool) -> None:
+        await self.call(os.fdatasync if datasync else os.fsync, fd)
+
+    async def fallocate(
+        self, fd: int, mode: int, offset: int, length: int, *, kill_suidgid: bool = False
+    ) -> None:
+        await self.call(_fallocate, fd, mode, offset, length, kill_suidgid)
+
+    async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
+        await self.call(_ftruncate, fd, length, kill_suidgid)
+
+    async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
+        await self.call(_mkdirat, dir_fd, name, mode, caller)
+
+    async def mknodat(
+        self, dir_fd: int, name: bytes, mode: int, rdev: int, *, caller: Caller
+    ) -> None:
+        await self.call(_mknodat, dir_fd, name, mode, rdev, caller)
+
+    async def symlinkat(self, target: bytes, dir_fd: int, name: bytes, *, caller: Caller) -> None:
+        await self.call(_symlinkat, target, dir_fd, name, caller)
+
+    async def linkat(
+        self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
+    ) -> None:
+        await self.call(syscalls.linkat, src_dir_fd, src, dir_fd, name, flags)
+
+    async def unlinkat(self, dir_fd: int, name: bytes, flags: int) -> None:
+        await self.call(_unlinkat, dir_fd, name, flags)
+
+    async def renameat2(
+        self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
+    ) -> None:
+        await self.call(syscalls.renameat2, src_dir_fd, src, dir_fd, name, flags)
+
+
+class PooledFileIO(SyncFileIO):
+    """Calls wait in threads, so that several can wait at once.
+
+    Credentials are per thread and each call is one function, so a call that acts as somebody
+    else does so from its first to its last instruction within one worker.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.name = f"sync, {threads} threads"
+        self._executor = ThreadPoolExecutor(threads, "uringfs-io")
+
+    async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        running = asyncio.ensure_future(wrap(func)(*args, executor=self._executor, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # A thread cannot be interrupted, and what it works on must stay until it is done.
+            await asyncio.wait([running])
+            raise
+
+    def close(self) -> None:
+        """Wait for the calls under way and end the threads."""
+        self._executor.shutdown()
+
+
+def _openat(
+    dir_fd: int, name: bytes, flags: int, mode: int, caller: Caller | None, kill_suidgid: bool
+) -> OwnedFd:
+    with acting_as(caller), without_fsetid(kill_suidgid):
+        return OwnedFd(os.open(name, flags, mode, dir_fd=dir_fd))
+
+
+def _writev(fd: int, buffers: Buffers, offset: int, kill_suidgid: bool) -> int:
+    with without_fsetid(kill_suidgid):
+        return os.pwritev(fd, buffers, offset)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
+    with without_fsetid(kill_suidgid):
+        syscalls.fallocate(fd, mode, offset, length)
+
+
+def _ftruncate(fd: int, length: int, kill_suidgid: bool) -> None:
+    with without_fsetid(kill_suidgid):
+        os.ftruncate(fd, length)
+
+
+def _mkdirat(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
+    with acting_as(caller):
+        os.mkdir(name, mode, dir_fd=dir_fd)
+
+
+def _mknodat(dir_fd: int, name: bytes, mode: int, rdev: int, caller: Caller) -> None:
+    with acting_as(caller):
+        os.mknod(name, mode, rdev, dir_fd=dir_fd)
+
+
+def _symlinkat(target: bytes, dir_fd: int, name: bytes, caller: Caller) -> None:
+    with acting_as(caller):
+        os.symlink(target, name, dir_fd=dir_fd)
+
+
+def _unlinkat(dir_fd: int, name: bytes, flags: int) -> None:
+    if flags & syscalls.AT_REMOVEDIR:
+        os.rmdir(name, dir_fd=dir_fd)
+    else:
+        os.unlink(name, dir_fd=dir_fd)

@@ -1,0 +1,168 @@
+"""The values that file-system operations take and give: no wire layout, no I/O.
+
+Field names are those of the system calls they come from (statx(2), getdents64(2), utimensat(2)).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ROOT_ID = 1
+"""Node id of the root directory (FUSE_ROOT_ID)."""
+
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+
+Buffers = Sequence[memoryview]
+"""What data is read into or written from, in order, as readv(2) and writev(2) take it."""
+
+
+class OwnedFd:
+    """A descriptor that is closed when nobody holds this object any more.
+
+    A request holds the object while it works with ``fd``, so that the number cannot come to
+    mean another file under it.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Caller(NamedTuple):
+    """Who asks. ``groups`` are the supplementary groups, ``None`` when the session has none."""
+
+    uid: int
+    gid: int
+    pid: int = 0
+    groups: tuple[int, ...] | None = None
+
+
+class Timespec(NamedTuple):
+    """Seconds (may be negative) and nanoseconds; ``nsec`` may be UTIME_NOW or UTIME_OMIT."""
+
+    sec: int
+    nsec: int
+
+
+class Statx(NamedTuple):
+    """struct statx, in its own order, without reserved fields (statx(2))."""
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime: int
+    atime_nsec: int
+    btime: int
+    btime_nsec: int
+    ctime: int
+    ctime_nsec: int
+    mtime: int
+    mtime_nsec: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int
+    dev_minor: int
+    mnt_id: int
+
+    @property
+    def dev(self) -> tuple[int, int]:
+        """The device the file lies on, as (major, minor)."""
+        return self.dev_major, self.dev_minor
+
+
+class Entry(NamedTuple):
+    """What a lookup found. Timeouts are in seconds, counted from the reply."""
+
+    nodeid: int
+    generation: int
+    attr: Statx
+    attr_flags: int
+    entry_timeout: float
+    attr_timeout: float
+
+
+class Fopen(enum.IntFlag):
+    """How the kernel is to treat an open file (FOPEN_* of linux/fuse.h)."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    CACHE_DIR = 1 << 3
+    STREAM = 1 << 4
+    NOFLUSH = 1 << 5
+    PARALLEL_DIRECT_WRITES = 1 << 6
+    PASSTHROUGH = 1 << 7
+
+
+class Opened(NamedTuple):
+    """An open file or directory: its handle, and how the kernel is to treat it."""
+
+    fh: int
+    flags: Fopen
+
+
+class Dirent(NamedTuple):
+    """One directory entry; ``off`` is the position after it, ``type`` one of DT_* (dirent(3))."""
+
+    ino: int
+    off: int
+    type: int
+    name: bytes
+
+
+@dataclass(slots=True)
+class SetAttr:
+    """The attributes to change; ``None`` leaves one as it is. ``size`` is in bytes.
+
+    ``kill_suidgid`` asks to clear set-user-ID and set-group-ID with the change of size.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: Timespec | None = None
+    mtime: Timespec | None = None
+    kill_suidgid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What session and kernel agreed on, as far as the operations care (FUSE_INIT).
+
+    ``kill_suidgid_always``: the kernel leaves set-ID bits to the server and does not say when
+    (FUSE_HANDLE_KILLPRIV), so every write clears them.
+    """
+
+    writeback: bool = False
+    no_open: bool = False
+    no_opendir: bool = False
+    killpriv_v2: bool = False
+    kill_suidgid_always: bool = False
+    perfile_dax: bool = False
+
+
+def is_safe_inode(mode: int) -> bool:
+    """Whether the server may open such a file without O_PATH: regular files and directories.
+
+    Opening a device, FIFO or socket acts on something outside the tree (CVE-2020-35517).
+    """
+    return stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR)
