@@ -18,7 +18,8 @@ class AttrOps(Core):
 
     async def getattr(self, nodeid: int, fh: int | None = None) -> Statx:
         """statx(2), of the open file if ``fh`` is given: it may have no name any more."""
-        return syscalls.statx(self._file(nodeid, fh).fd)
+        file = self.handles.get(fh, nodeid).file if fh else self.inodes.open(nodeid)
+        return syscalls.statx(file.fd)
 
     async def setattr(
         self, caller: Caller, nodeid: int, change: SetAttr, fh: int | None = None
@@ -47,14 +48,10 @@ class AttrOps(Core):
         kill = kill or self.features.kill_suidgid_always
         await self.io.ftruncate(file.fd, size, kill_suidgid=kill)
 
-    def _file(self, nodeid: int, fh: int | None) -> OwnedFd:
-        if fh:
-            return self.handles.get(fh, nodeid).file
-        return self.inodes.open(nodeid)
-
     async def statfs(self, nodeid: int) -> os.statvfs_result:
         """fstatvfs(3) of the file system the file lies on."""
-        return os.fstatvfs(self.inodes.open(nodeid).fd)
+        path = self.inodes.open(nodeid)
+        return os.fstatvfs(path.fd)
 
     async def access(self, caller: Caller, nodeid: int, mask: int) -> None:
         """faccessat2(2) as the caller: OSError EACCES where it is denied."""

@@ -133,7 +133,8 @@ class FileOps(Core):
         """What close(2) of one descriptor reports: closes a duplicate, for its error."""
         if fh == 0 and self.features.no_open:
             raise OSError(errno.ENOSYS, "no_open")
-        os.close(os.dup(self.handles.get(fh, nodeid).file.fd))
+        file = self.handles.get(fh, nodeid).file
+        os.close(os.dup(file.fd))
 
     async def release(self, nodeid: int, fh: int) -> None:
         """The last close."""

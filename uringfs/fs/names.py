@@ -52,7 +52,8 @@ class NameOps(Core):
 
     async def readlink(self, nodeid: int) -> bytes:
         """readlinkat(2) of a symbolic link."""
-        return os.readlink(b"", dir_fd=self.inodes.open(nodeid).fd)
+        path = self.inodes.open(nodeid)
+        return os.readlink(b"", dir_fd=path.fd)
 
     async def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int) -> Entry:
         """mkdir(2) as the caller."""
@@ -88,12 +89,14 @@ class NameOps(Core):
     async def unlink(self, parent: int, name: bytes) -> None:
         """unlink(2)."""
         check_name(name)
-        await self.io.unlinkat(self.inodes.open(parent).fd, name, 0)
+        directory = self.inodes.open(parent)
+        await self.io.unlinkat(directory.fd, name, 0)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """rmdir(2)."""
         check_name(name)
-        await self.io.unlinkat(self.inodes.open(parent).fd, name, syscalls.AT_REMOVEDIR)
+        directory = self.inodes.open(parent)
+        await self.io.unlinkat(directory.fd, name, syscalls.AT_REMOVEDIR)
 
     async def rename(
         self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int = 0

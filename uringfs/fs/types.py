@@ -25,8 +25,8 @@ Buffers = Sequence[memoryview]
 class OwnedFd:
     """A descriptor that is closed when nobody holds this object any more.
 
-    A request holds the object while it works with ``fd``, so that the number cannot come to
-    mean another file under it.
+    A request holds the object, in a variable of its own, while it works with ``fd``, so that the
+    number cannot come to mean another file under it.
     """
 
     __slots__ = ("fd",)
