@@ -15,6 +15,7 @@ from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
 
 MAX_LOOKUPS = 2**64 - 1
+FIRST_ARTIFICIAL_NODEID = 1 << 56
 
 
 class Inode:
@@ -46,6 +47,7 @@ class InodeMap:
         self._by_ids: dict[MountKey, dict[int, Inode]] = {}
         self._by_handle: dict[FileHandle, Inode] = {}
         self._next_nodeid = ROOT_ID + 1
+        self._nodeid_is_ino = False
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
@@ -80,8 +82,7 @@ class InodeMap:
         """
         inode = self._find(file, attr)
         if inode is None:
-            inode = Inode(self._next_nodeid, file, _mount_key(attr), attr)
-            self._next_nodeid += 1
+            inode = Inode(self._new_nodeid(attr.ino), file, _mount_key(attr), attr)
             self._enter(inode)
         elif inode.lookups < MAX_LOOKUPS:
             inode.lookups += 1
@@ -100,6 +101,22 @@ class InodeMap:
         """Forget every inode, the root as well."""
         for inode in list(self):
             self._remove(inode)
+
+    def prefer_ino(self) -> None:
+        """Use inode numbers as node ids from now on, where they are free.
+
+        For a session whose clients are shown the node id as the inode number.
+        """
+        self._nodeid_is_ino = True
+        self._next_nodeid = FIRST_ARTIFICIAL_NODEID
+
+    def _new_nodeid(self, ino: int) -> int:
+        wanted = self._nodeid_is_ino and ROOT_ID < ino < FIRST_ARTIFICIAL_NODEID
+        if wanted and ino not in self._by_nodeid:
+            return ino
+        nodeid = self._next_nodeid
+        self._next_nodeid += 1
+        return nodeid
 
     def _find(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode | None:
         if isinstance(file, bytes):

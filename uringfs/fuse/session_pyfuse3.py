@@ -1,0 +1,403 @@
+"""The pyfuse3 session: libfuse speaks the protocol, pyfuse3 brings its requests here.
+
+What pyfuse3 does not carry is answered by libfuse (ENOSYS, or the kernel's own fallback):
+fallocate, lseek, copy_file_range, locks, ioctl, tmpfile, statx, syncfs. It hands on neither the
+flags of a read or write nor, for an open file, the node id, so no_open and no_opendir cannot be
+had; and what it shows as inode number is the node id, for which the inode number is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mmap
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+
+from uringfs.config import Config, ConfigError, MountConfig
+from uringfs.fs.errors import errno_of
+from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.types import ROOT_ID, Caller, Entry, Features, Fopen, SetAttr, Statx, Timespec
+from uringfs.fuse.pyfuse3_loop import Seam
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_WORKERS = 256
+"""Requests that can wait at once; a task is kept for each."""
+READDIR_SIZE = 2048
+"""Bytes of directory read at a time: about what fits in one reply with attributes."""
+BUFFER_SIZE = 1 << 20
+NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size")
+
+
+def _answers(
+    method: Callable[Concatenate[_Operations, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[_Operations, P], Coroutine[Any, Any, T]]:
+    """Count the request, and turn what it raises into the one error pyfuse3 answers with."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def answer(self: _Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.counts[name] += 1
+        try:
+            return await method(self, *args, **kwargs)
+        except BaseException as exc:
+            raise pyfuse3.FUSEError(errno_of(exc)) from exc
+
+    return answer
+
+
+class Pyfuse3Session:
+    """One mount: ``run`` mounts, serves until ``stop`` or an unmount, and leaves nothing."""
+
+    name = "pyfuse3"
+
+    def __init__(self, fs: PassthroughFs, mountpoint: str, config: Config, mount: MountConfig):
+        """Raises ConfigError for options that pyfuse3 cannot carry."""
+        for option in NOT_CARRIED:
+            if getattr(config, option):
+                raise ConfigError(f"{option} needs --session dev: pyfuse3 cannot carry it")
+        self._fs = fs
+        self._mountpoint = mountpoint
+        self._options = _mount_options(mount)
+        self._seam = Seam()
+        self._stopping = False
+        self._operations = _Operations(fs, config)
+
+    async def run(self, live: Callable[[], None]) -> None:
+        """Mount and serve; ``live`` is called once the kernel has answered.
+
+        Raises RuntimeError where libfuse cannot mount; it has said why on stderr.
+        """
+        self._seam.install()
+        self._fs.inodes.prefer_ino()
+        self._operations.live = live
+        pyfuse3.init(self._operations, self._mountpoint, self._options)
+        try:
+            if not self._stopping:
+                await pyfuse3.main(min_tasks=MAX_WORKERS, max_tasks=MAX_WORKERS)
+        finally:
+            pyfuse3.close(unmount=True)
+
+    def stop(self) -> None:
+        """Take no more requests; ``run`` answers those under way, unmounts and returns."""
+        if not self._stopping:
+            self._stopping = True
+            pyfuse3.terminate()
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests were served, by operation."""
+        return dict(self._operations.counts)
+
+
+def _mount_options(mount: MountConfig) -> set[str]:
+    options = {f"fsname={mount.fsname}", "subtype=uringfs"}
+    for name in ("ro", "allow_other", "default_permissions", "nosuid", "nodev", "noexec"):
+        if getattr(mount, name):
+            options.add(name)
+    if mount.noatime:
+        options.add("noatime")
+    return options
+
+
+class _Buffers:
+    """Page-aligned memory for transfers, as O_DIRECT demands; as much as is used at one time."""
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    def take(self, size: int) -> mmap.mmap:
+        if self._free and size <= BUFFER_SIZE:
+            return self._free.pop()
+        return mmap.mmap(-1, max(size, BUFFER_SIZE))
+
+    def give(self, memory: mmap.mmap) -> None:
+        if len(memory) == BUFFER_SIZE:
+            self._free.append(memory)
+
+
+class _Operations(pyfuse3.Operations):
+    """pyfuse3's handlers: arguments in, one operation, its answer in pyfuse3's classes."""
+
+    supports_dot_lookup = True
+    enable_acl = False
+
+    def __init__(self, fs: PassthroughFs, config: Config) -> None:
+        super().__init__()
+        self._fs = fs
+        self._config = config
+        self._buffers = _Buffers()
+        self.enable_writeback_cache = config.writeback
+        self.counts = Counter[str]()
+        self.live: Callable[[], None] = lambda: None
+
+    def init(self) -> None:
+        self._fs.negotiated(Features(writeback=self._config.writeback, kill_suidgid_always=True))
+        self.live()
+
+    @_answers
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._fs.lookup(parent_inode, name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self.counts["forget"] += len(inode_list)
+        for nodeid, nlookup in inode_list:
+            self._fs.forget(nodeid, nlookup)
+
+    @_answers
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode, await self._fs.getattr(inode))
+
+    @_answers
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        change = SetAttr(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime=_timespec(attr.st_atime_ns) if fields.update_atime else None,
+            mtime=_timespec(attr.st_mtime_ns) if fields.update_mtime else None,
+        )
+        return self._attributes(inode, await self._fs.setattr(_caller(ctx), inode, change, fh))
+
+    def _attributes(self, nodeid: int, attr: Statx) -> pyfuse3.EntryAttributes:
+        config = self._config
+        return _entry(Entry(nodeid, 0, attr, 0, config.entry_timeout, config.attr_timeout))
+
+    @_answers
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._fs.readlink(inode)
+
+    @_answers
+    async def mknod(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._fs.mknod(_creator(ctx), parent_inode, name, mode, rdev))
+
+    @_answers
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._fs.mkdir(_creator(ctx), parent_inode, name, mode))
+
+    @_answers
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._fs.unlink(parent_inode, name)
+
+    @_answers
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._fs.rmdir(parent_inode, name)
+
+    @_answers
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._fs.symlink(_creator(ctx), parent_inode, name, target))
+
+    @_answers
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @_answers
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._fs.link(inode, new_parent_inode, new_name))
+
+    @_answers
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return _file_info(*await self._fs.open(inode, flags))
+
+    @_answers
+    async def create(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        entry, opened = await self._fs.create(_creator(ctx), parent_inode, name, flags, mode)
+        return _file_info(*opened), _entry(entry)
+
+    @_answers
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        nodeid = self._fs.handles.nodeid_of(fh)
+        memory = self._buffers.take(size)
+        with memoryview(memory)[:size] as buffer:
+            count = await self._fs.read(nodeid, fh, [buffer], off)
+        data = memory[:count]
+        self._buffers.give(memory)
+        return data
+
+    @_answers
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        nodeid = self._fs.handles.nodeid_of(fh)
+        if not self._fs.handles.get(fh, nodeid).flags & os.O_DIRECT:
+            return await self._fs.write(nodeid, fh, [memoryview(buf)], off)
+        memory = self._buffers.take(len(buf))
+        with memoryview(memory)[: len(buf)] as aligned:
+            aligned[:] = buf
+            count = await self._fs.write(nodeid, fh, [aligned], off)
+        self._buffers.give(memory)
+        return count
+
+    @_answers
+    async def flush(self, fh: int) -> None:
+        await self._fs.flush(self._fs.handles.nodeid_of(fh), fh)
+
+    @_answers
+    async def release(self, fh: int) -> None:
+        await self._fs.release(self._fs.handles.nodeid_of(fh), fh)
+
+    @_answers
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync(self._fs.handles.nodeid_of(fh), fh, datasync)
+
+    @_answers
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return (await self._fs.opendir(inode)).fh
+
+    @_answers
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        nodeid = self._fs.handles.nodeid_of(fh)
+        while entries := await self._fs.readdir(nodeid, fh, start_id, READDIR_SIZE):
+            for dirent in entries:
+                if not await self._emit(nodeid, dirent.name, dirent.off, dirent.ino, token):
+                    return
+            start_id = entries[-1].off
+
+    async def _emit(
+        self, parent: int, name: bytes, off: int, ino: int, token: pyfuse3.ReaddirToken
+    ) -> bool:
+        """Put one entry into the reply; False when it does not fit. A vanished one is left out."""
+        if name in (b".", b".."):
+            dots = pyfuse3.EntryAttributes()
+            dots.st_ino, dots.st_mode = ino, 0o040000
+            return pyfuse3.readdir_reply(token, name, dots, off)
+        try:
+            entry = await self._fs.lookup(parent, name)
+        except FileNotFoundError:
+            return True
+        if pyfuse3.readdir_reply(token, name, _entry(entry), off):
+            return True
+        self._fs.forget(entry.nodeid, 1)
+        return False
+
+    @_answers
+    async def releasedir(self, fh: int) -> None:
+        await self._fs.releasedir(self._fs.handles.nodeid_of(fh), fh)
+
+    @_answers
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsyncdir(self._fs.handles.nodeid_of(fh), fh, datasync)
+
+    @_answers
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        found = await self._fs.statfs(ROOT_ID)
+        answer = pyfuse3.StatvfsData()
+        for field in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_favail", "f_namemax",
+        ):  # fmt: skip
+            setattr(answer, field, getattr(found, field))
+        return answer
+
+    @_answers
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        await self._fs.setxattr(inode, name, value, 0)
+
+    @_answers
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._fs.getxattr(inode, name)
+
+    @_answers
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return (await self._fs.listxattr(inode)).split(b"\0")[:-1]
+
+    @_answers
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._fs.removexattr(inode, name)
+
+    @_answers
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        await self._fs.access(_creator(ctx), inode, mode)
+        return True
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
+
+
+def _creator(ctx: pyfuse3.RequestContext) -> Caller:
+    """The caller with the groups it has, which /proc tells; none if it is gone already."""
+    groups: tuple[int, ...] = ()
+    if ctx.uid:
+        try:
+            groups = tuple(pyfuse3.get_sup_groups(ctx.pid))
+        except OSError:
+            log.debug("groups of process %d are not to be had", ctx.pid)
+    return Caller(ctx.uid, ctx.gid, ctx.pid, groups)
+
+
+def _timespec(ns: int) -> Timespec:
+    return Timespec(*divmod(ns, 1_000_000_000))
+
+
+def _file_info(fh: int, flags: Fopen) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(
+        fh, bool(flags & Fopen.DIRECT_IO), bool(flags & Fopen.KEEP_CACHE), False
+    )
+
+
+def _entry(entry: Entry) -> pyfuse3.EntryAttributes:
+    attr = entry.attr
+    out = pyfuse3.EntryAttributes()
+    out.st_ino = entry.nodeid
+    out.generation = entry.generation
+    out.entry_timeout = entry.entry_timeout
+    out.attr_timeout = entry.attr_timeout
+    out.st_mode = attr.mode
+    out.st_nlink = attr.nlink
+    out.st_uid = attr.uid
+    out.st_gid = attr.gid
+    out.st_rdev = os.makedev(attr.rdev_major, attr.rdev_minor)
+    out.st_size = attr.size
+    out.st_blksize = attr.blksize
+    out.st_blocks = attr.blocks
+    out.st_atime_ns = attr.atime * 1_000_000_000 + attr.atime_nsec
+    out.st_mtime_ns = attr.mtime * 1_000_000_000 + attr.mtime_nsec
+    out.st_ctime_ns = attr.ctime * 1_000_000_000 + attr.ctime_nsec
+    return out
