@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -152,8 +153,9 @@ class MountConfig:
     nodev: bool = _switch(False, "ignore device files")
     noexec: bool = _switch(False, "run no programs from the mount")
     noatime: bool = _switch(False, "do not let reads through the mount change access times")
-    fsname: str | None = _option(
-        None, _word, "NAME", "the source as /proc/mounts shows it; SOURCE if not given"
+    nonempty: bool = _switch(False, "mount over a directory that is not empty")
+    fsname: str = _option(
+        "", _word, "NAME", "the source as /proc/mounts shows it; SOURCE if not given"
     )
     max_background: int = _option(
         512, _integer(1, 65535), "N", "asynchronous requests the kernel may have waiting here"
@@ -182,6 +184,7 @@ class ServerConfig:
         "LEVEL",
         "debug, info, warning or error",
     )
+    log_file: str | None = _option(None, _word, "PATH", "write the log there, not to stderr")
     control: str | None = _option(
         None, _word, "PATH", "the control socket; by default named after the mount in /run/uringfs"
     )
@@ -275,11 +278,17 @@ def _find_switch(key: str) -> tuple[Option, bool]:
         raise
 
 
-def build(values: Mapping[str, Any], *, root_dir: str) -> tuple[Config, MountConfig, ServerConfig]:
+def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfig, ServerConfig]:
     """Make the three sections from values by option name."""
-    sections = []
-    for section in SECTIONS:
-        own = {name: value for name, value in values.items() if OPTIONS[name].section is section}
-        sections.append(section(**own, **({"root_dir": root_dir} if section is Config else {})))
-    config, mount, server = sections
-    return config, mount, server
+    given: dict[type[Any], dict[str, Any]] = {
+        Config: {"root_dir": os.path.abspath(source)},
+        MountConfig: {"fsname": source.replace(",", "_")},
+        ServerConfig: {},
+    }
+    for name, value in values.items():
+        given[OPTIONS[name].section][name] = value
+    return (
+        Config(**given[Config]),
+        MountConfig(**given[MountConfig]),
+        ServerConfig(**given[ServerConfig]),
+    )

@@ -28,7 +28,7 @@ TIMEOUT = 30.0
 
 
 def socket_path(mountpoint: str) -> Path:
-    """Where the server of that mount listens: named after the mount point, short enough for bind."""
+    """Where the server of that mount listens: its name tells the mount point, within sun_path."""
     runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "/tmp")
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:12]
     readable = "".join(c if c.isascii() and c.isalnum() else "-" for c in mountpoint).strip("-")

@@ -1,0 +1,184 @@
+"""The ``uringfs`` command: words in, configuration out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from uringfs import __version__
+from uringfs.config import OPTIONS, SECTIONS, ConfigError, Option, build, parse, parse_o
+from uringfs.control import ask, socket_path
+from uringfs.daemon import detach
+from uringfs.errors import Exit, UserError
+from uringfs.fuse.mounts import FSTYPE, is_dead, mount_at, resolve, unmount
+from uringfs.preflight import check
+
+EPILOG = """\
+exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5 FUSE or
+6 io_uring cannot be used; 7 no server answers for that mount point.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(Exit.USAGE, f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; what went wrong is one line on stderr."""
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+    except UserError as exc:
+        print(f"uringfs: {exc}", file=sys.stderr)
+        return exc.status
+    except ConfigError as exc:
+        print(f"uringfs: {exc}", file=sys.stderr)
+        return Exit.USAGE
+    return Exit.OK
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        "uringfs",
+        description="Mirror a directory at a mount point, moving file data with io_uring.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+    )
+    parser.add_argument("--version", action="version", version=f"uringfs {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_mount(commands)
+    _add_umount(commands)
+    _add_ctl(commands)
+    return parser
+
+
+def _add_mount(commands: Any) -> None:
+    mount = commands.add_parser(
+        "mount",
+        help="mirror SOURCE at MOUNTPOINT",
+        description="Mirror SOURCE at MOUNTPOINT, in the foreground; Ctrl-C unmounts.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    mount.add_argument("source", metavar="SOURCE")
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    mount.add_argument(
+        "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
+        help="any option below in the style of fstab(5): -o ro,entry_timeout=1",
+    )  # fmt: skip
+    mount.add_argument("--daemon", action="store_true", help="return once the mount is live")
+    for section in SECTIONS:
+        group = mount.add_argument_group((section.__doc__ or "").partition(".")[0])
+        for row in OPTIONS.values():
+            if row.section is section:
+                _add_option(group, row)
+    mount.set_defaults(run=_mount)
+
+
+def _add_option(group: argparse._ArgumentGroup, row: Option) -> None:
+    default = "" if row.default is None else f" [{_shown(row)}]"
+    names = [row.flag, *("--" + alias for alias in row.aliases)]
+    if not row.is_switch:
+        group.add_argument(
+            *names, dest=row.name, metavar=row.value, default=argparse.SUPPRESS,
+            help=row.help + default,
+        )  # fmt: skip
+        return
+    if row.name.startswith("no"):
+        group.add_argument(
+            *names, dest=row.name, action="store_true", default=argparse.SUPPRESS,
+            help=row.help + default,
+        )  # fmt: skip
+        return
+    group.add_argument(
+        *names, dest=row.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help=row.help + default,
+    )  # fmt: skip
+
+
+def _shown(row: Option) -> str:
+    if row.is_switch:
+        return "on" if row.default else "off"
+    return str(getattr(row.default, "value", row.default))
+
+
+def _mount(args: argparse.Namespace) -> None:
+    from uringfs.server import Server
+
+    values = parse_o(args.fstab)
+    for row in OPTIONS.values():
+        if hasattr(args, row.name):
+            given = getattr(args, row.name)
+            values[row.name] = given if row.is_switch else parse(row, given)
+    config, mount, server = build(values, source=args.source)
+    source, mountpoint = check(args.source, args.mountpoint, mount)
+    detached = detach() if args.daemon else None
+    _set_up_logging(server.log_level, server.log_file)
+    Server(source, mountpoint, config, mount, server, detached).run()
+
+
+def _set_up_logging(level: str, file: str | None) -> None:
+    try:
+        logging.basicConfig(
+            filename=file,
+            level=level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+    except OSError as exc:
+        raise UserError(Exit.USAGE, f"log_file {file}: {exc.strerror}") from exc
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _add_umount(commands: Any) -> None:
+    umount = commands.add_parser(
+        "umount", help="unmount MOUNTPOINT", formatter_class=_Help,
+        description="Unmount MOUNTPOINT; its server ends. Also clears what a dead server left.",
+    )  # fmt: skip
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument("--lazy", action="store_true", help="detach even while files are open")
+    umount.set_defaults(run=_umount)
+
+
+def _umount(args: argparse.Namespace) -> None:
+    mounted = mount_at(args.mountpoint)
+    if mounted is None or mounted.fstype != FSTYPE:
+        what = "nothing is mounted there" if mounted is None else f"{mounted.fstype} is not ours"
+        raise UserError(Exit.MOUNTPOINT, f"{args.mountpoint}: {what}")
+    try:
+        unmount(mounted.mountpoint, lazy=args.lazy or is_dead(mounted.mountpoint))
+    except OSError as exc:
+        advice = "; close what uses it (fuser -vm), or add --lazy" if exc.errno == 16 else ""
+        raise UserError(Exit.FAILED, f"{args.mountpoint}: {exc.strerror}{advice}") from exc
+
+
+def _add_ctl(commands: Any) -> None:
+    ctl = commands.add_parser(
+        "ctl", help="ask or change a running mount", formatter_class=_Help,
+        description="status: options in force, what was probed, counters. "
+        "async-io on|off|status: switch between io_uring and synchronous I/O, under load.",
+    )  # fmt: skip
+    ctl.add_argument("mountpoint", metavar="MOUNTPOINT")
+    ctl.add_argument("command", choices=("status", "async-io"), metavar="status|async-io")
+    ctl.add_argument("value", nargs="?", metavar="on|off|status")
+    ctl.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
+    ctl.set_defaults(run=_ctl)
+
+
+def _ctl(args: argparse.Namespace) -> None:
+    path = Path(args.control) if args.control else socket_path(resolve(args.mountpoint))
+    if not os.path.exists(path):
+        raise UserError(Exit.NOT_SERVED, f"no server runs for {args.mountpoint} ({path})")
+    print(json.dumps(ask(path, args.command, args.value), indent=2))

@@ -1,0 +1,158 @@
+"""FileIO on io_uring: nothing here makes the event loop wait for a disk.
+
+What has no opcode goes to a thread (mknod, copy_file_range ...). Acting as somebody else needs
+no thread: credentials are registered with the ring once, as a *personality*, and named in the
+request (io_uring_register(2), IORING_REGISTER_PERSONALITY).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from uringfs.fs import syscalls
+from uringfs.fs.credentials import acting_as, without_fsetid
+from uringfs.fs.io_sync import PooledFileIO
+from uringfs.fs.types import Buffers, Caller, OwnedFd
+from uringfs.ring import Ring
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_PERSONALITIES = 256
+HELPER_THREADS = 4
+_NOT_CACHED = os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
+"""Flags with which openat2 knows no RESOLVE_CACHED."""
+
+
+class Personalities:
+    """Credentials registered with the ring, the least recently used ones given up first.
+
+    A request takes its credentials when it is submitted; a personality is unregistered only
+    after what was queued with it has been submitted.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._ids: OrderedDict[tuple[Caller | None, bool], int] = OrderedDict()
+
+    def get(self, caller: Caller | None, kill_suidgid: bool = False) -> int:
+        """The id to put into a request; 0 for the server's own credentials."""
+        if caller is None and not kill_suidgid:
+            return 0
+        key = (caller._replace(pid=0) if caller else None), kill_suidgid
+        found = self._ids.get(key)
+        if found is not None:
+            self._ids.move_to_end(key)
+            return found
+        if len(self._ids) >= MAX_PERSONALITIES:
+            self._ring.turn(0)
+            self._ring.unregister_personality(self._ids.popitem(last=False)[1])
+        with acting_as(caller), without_fsetid(kill_suidgid):
+            self._ids[key] = personality = self._ring.register_personality()
+        return personality
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+class RingFileIO:
+    """Requests are queued on the ring and submitted together by the event loop's next turn."""
+
+    name = "io_uring"
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._threads = PooledFileIO(HELPER_THREADS)
+        self.personalities = Personalities(ring)
+
+    async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._threads.call(func, *args, **kwargs)
+
+    async def openat(
+        self,
+        dir_fd: int,
+        name: bytes,
+        flags: int,
+        mode: int = 0,
+        *,
+        caller: Caller | None = None,
+        kill_suidgid: bool = False,
+    ) -> OwnedFd:
+        if not flags & _NOT_CACHED and caller is None:
+            try:
+                return OwnedFd(
+                    syscalls.openat2(dir_fd, name, flags, resolve=syscalls.RESOLVE_CACHED)
+                )
+            except BlockingIOError:
+                pass  # not in the kernel's caches: looking it up may take a disk
+        return OwnedFd(
+            await self._ring.openat(
+                name,
+                flags,
+                mode,
+                dir_fd=dir_fd,
+                personality=self.personalities.get(caller, kill_suidgid),
+            )
+        )
+
+    async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
+        if len(buffers) == 1:
+            return await self._ring.read_into(fd, buffers[0], offset)
+        return await self._ring.readv(fd, buffers, offset)
+
+    async def writev(
+        self, fd: int, buffers: Buffers, offset: int, *, kill_suidgid: bool = False
+    ) -> int:
+        personality = self.personalities.get(None, kill_suidgid)
+        if len(buffers) == 1:
+            return await self._ring.write(fd, buffers[0], offset, personality=personality)
+        return await self._ring.writev(fd, buffers, offset, personality=personality)
+
+    async def fsync(self, fd: int, *, datasync: bool) -> None:
+        await self._ring.fsync(fd, datasync=datasync)
+
+    async def fallocate(
+        self, fd: int, mode: int, offset: int, length: int, *, kill_suidgid: bool = False
+    ) -> None:
+        personality = self.personalities.get(None, kill_suidgid)
+        await self._ring.fallocate(fd, mode, offset, length, personality=personality)
+
+    async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
+        if not self._ring.supports("FTRUNCATE"):
+            await self._threads.ftruncate(fd, length, kill_suidgid=kill_suidgid)
+            return
+        personality = self.personalities.get(None, kill_suidgid)
+        await self._ring.ftruncate(fd, length, personality=personality)
+
+    async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
+        personality = self.personalities.get(caller)
+        await self._ring.mkdirat(name, mode, dir_fd=dir_fd, personality=personality)
+
+    async def mknodat(
+        self, dir_fd: int, name: bytes, mode: int, rdev: int, *, caller: Caller
+    ) -> None:
+        await self._threads.mknodat(dir_fd, name, mode, rdev, caller=caller)
+
+    async def symlinkat(self, target: bytes, dir_fd: int, name: bytes, *, caller: Caller) -> None:
+        personality = self.personalities.get(caller)
+        await self._ring.symlinkat(target, name, dir_fd=dir_fd, personality=personality)
+
+    async def linkat(
+        self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
+    ) -> None:
+        await self._ring.linkat(src, name, src_dir_fd=src_dir_fd, dst_dir_fd=dir_fd, flags=flags)
+
+    async def unlinkat(self, dir_fd: int, name: bytes, flags: int) -> None:
+        await self._ring.unlinkat(name, dir_fd=dir_fd, flags=flags)
+
+    async def renameat2(
+        self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
+    ) -> None:
+        await self._ring.renameat2(src, name, src_dir_fd=src_dir_fd, dst_dir_fd=dir_fd, flags=flags)
+
+    def close(self) -> None:
+        """End the helper threads."""
+        self._threads.close()

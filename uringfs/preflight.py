@@ -1,0 +1,106 @@
+"""Look before mounting: what would fail is told in one line, before anything is mounted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+
+from uringfs.config import MountConfig
+from uringfs.errors import Exit, UserError
+from uringfs.fuse.mounts import is_dead, mount_at, resolve
+
+
+def check(source: str, mountpoint: str, mount: MountConfig) -> tuple[str, str]:
+    """The source and the mount point as absolute paths; UserError for what cannot work."""
+    _check_source(source)
+    _check_mountpoint(mountpoint, nonempty=mount.nonempty)
+    _check_fuse(mount)
+    return _check_apart(source, mountpoint)
+
+
+def _check_source(source: str) -> None:
+    try:
+        mode = os.stat(source).st_mode
+    except OSError as exc:
+        raise UserError(Exit.SOURCE, f"source {source}: {exc.strerror}") from exc
+    if not stat.S_ISDIR(mode):
+        raise UserError(Exit.SOURCE, f"source {source}: not a directory; give the one to mirror")
+    if not os.access(source, os.R_OK | os.X_OK):
+        raise UserError(Exit.SOURCE, f"source {source}: not readable for you")
+
+
+def _check_mountpoint(mountpoint: str, *, nonempty: bool) -> None:
+    where = f"mount point {mountpoint}"
+    if is_dead(mountpoint):
+        raise UserError(
+            Exit.MOUNTPOINT,
+            f"{where}: left mounted by a server that died; "
+            f"clear it with: uringfs umount {mountpoint}",
+        )
+    mounted = mount_at(mountpoint)
+    if mounted is not None:
+        raise UserError(
+            Exit.MOUNTPOINT,
+            f"{where}: busy, {mounted.source} ({mounted.fstype}) is mounted there; "
+            f"unmount it first, or take another directory",
+        )
+    try:
+        empty = not os.listdir(mountpoint)
+    except NotADirectoryError:
+        raise UserError(Exit.MOUNTPOINT, f"{where}: not a directory") from None
+    except FileNotFoundError:
+        raise UserError(
+            Exit.MOUNTPOINT, f"{where}: missing; make it with: mkdir -p {mountpoint}"
+        ) from None
+    except OSError as exc:
+        raise UserError(Exit.MOUNTPOINT, f"{where}: {exc.strerror}") from exc
+    if not empty and not nonempty:
+        raise UserError(
+            Exit.MOUNTPOINT, f"{where}: not empty; take an empty directory, or add -o nonempty"
+        )
+
+
+def _check_apart(source: str, mountpoint: str) -> tuple[str, str]:
+    source, mountpoint = os.path.realpath(source), resolve(mountpoint)
+    if os.path.realpath(mountpoint) == source or _is_beneath(mountpoint, source):
+        raise UserError(
+            Exit.MOUNTPOINT,
+            f"mount point {mountpoint}: lies inside the source {source}, "
+            f"which would mirror itself; take a directory outside it",
+        )
+    return source, mountpoint
+
+
+def _is_beneath(path: str, directory: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), directory]) == directory
+
+
+def _check_fuse(mount: MountConfig) -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            advice = "load the module with: modprobe fuse (in a container: --device /dev/fuse)"
+        else:
+            advice = "run as root, or have the device's mode changed (usually 0666)"
+        raise UserError(Exit.FUSE, f"/dev/fuse: {exc.strerror}; {advice}") from exc
+    if os.geteuid() == 0:
+        return
+    if shutil.which("fusermount3") is None:
+        raise UserError(
+            Exit.FUSE, "fusermount3: not found; install the package fuse3, or run as root"
+        )
+    if mount.allow_other and not _user_allow_other():
+        raise UserError(
+            Exit.FUSE, "allow_other: not permitted; put user_allow_other into /etc/fuse.conf"
+        )
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False

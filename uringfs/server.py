@@ -1,0 +1,205 @@
+"""The composition root: makes the parts, runs them, takes them down. It alone knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from uringfs import __version__
+from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
+from uringfs.control import ControlServer, socket_path
+from uringfs.errors import Exit, UserError
+from uringfs.fs.io import FileIO
+from uringfs.fs.io_ring import RingFileIO
+from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
+from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fuse.mounts import mount_at, set_max_background
+from uringfs.ring import Ring, RingEventLoop, RingUnavailable
+
+log = logging.getLogger("uringfs")
+
+
+class Session(Protocol):
+    """Carries the kernel's requests to the operations."""
+
+    @property
+    def name(self) -> str:
+        """What logs and ``status`` call it."""
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """Requests served, by operation."""
+
+    async def run(self, live: Callable[[], None]) -> None:
+        """Mount, call ``live`` when the kernel has answered, serve, unmount."""
+
+    def stop(self) -> None:
+        """Make ``run`` end."""
+
+
+class Server:
+    """One mount, from probing to unmounting."""
+
+    def __init__(
+        self,
+        source: str,
+        mountpoint: str,
+        config: Config,
+        mount: MountConfig,
+        server: ServerConfig,
+        detached: Callable[[], None] | None = None,
+    ) -> None:
+        self._source = source
+        self._mountpoint = mountpoint
+        self._config = config
+        self._mount = mount
+        self._server = server
+        self._detached = detached
+        self._ring: Ring | None = None
+        self._ring_refused = "off: --no-async-io"
+        self._back_ends: dict[bool, FileIO] = {}
+
+    def run(self) -> None:
+        """Serve until unmounted or told to stop. UserError where it cannot start."""
+        if self._server.async_io is not False:
+            self._open_ring()
+        ring = self._ring
+        loop_factory = (lambda: RingEventLoop(ring)) if ring else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(self._serve())
+
+    def _open_ring(self) -> None:
+        try:
+            self._ring = Ring(self._server.ring_entries)
+        except RingUnavailable as exc:
+            self._ring_refused = str(exc)
+            if self._server.async_io:
+                raise UserError(Exit.IO_URING, f"--async-io: {exc}") from exc
+            log.warning("going on with synchronous I/O: %s", exc)
+
+    async def _serve(self) -> None:
+        self._fs = fs = PassthroughFs(self._config, self._back_end(self._ring is not None))
+        fs.import_()
+        self._session = session = self._make_session(fs)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop, number)
+        control = ControlServer(
+            Path(self._server.control or socket_path(self._mountpoint)),
+            {"status": self._status, "async-io": self._async_io},
+        )
+        await control.start()
+        try:
+            await session.run(self._live)
+        except RuntimeError as exc:
+            raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
+        finally:
+            control.close()
+            fs.destroy()
+            self._close_back_ends()
+        log.debug("%s is unmounted", self._mountpoint)
+
+    def _make_session(self, fs: PassthroughFs) -> Session:
+        from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
+
+        try:
+            return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
+        except ConfigError as exc:
+            raise UserError(Exit.USAGE, str(exc)) from exc
+
+    def _live(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        mounted = mount_at(self._mountpoint)
+        if mounted is not None:
+            try:
+                set_max_background(mounted, self._mount.max_background)
+            except OSError as exc:
+                log.warning("max_background stays at the kernel's default: %s", exc)
+        log.info(
+            "%s on %s: session %s, %s; stop it with: uringfs umount %s",
+            self._source, self._mountpoint, self._session.name, self._chosen_io(),
+            self._mountpoint,
+        )  # fmt: skip
+        if self._detached is not None:
+            self._detached()
+
+    def _chosen_io(self) -> str:
+        if self._ring is not None:
+            return f"async I/O on io_uring ({self._ring.setup})"
+        return "synchronous I/O"
+
+    def _stop(self, number: int) -> None:
+        log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
+        self._session.stop()
+
+    def _back_end(self, async_io: bool) -> FileIO:
+        """The back end, made at its first use and kept, since requests may be under way on it."""
+        found = self._back_ends.get(async_io)
+        if found is None:
+            if async_io:
+                assert self._ring is not None
+                found = RingFileIO(self._ring)
+            elif self._server.thread_pool_size:
+                found = PooledFileIO(self._server.thread_pool_size)
+            else:
+                found = SyncFileIO()
+            self._back_ends[async_io] = found
+        return found
+
+    def _close_back_ends(self) -> None:
+        for io in self._back_ends.values():
+            if isinstance(io, RingFileIO | PooledFileIO):
+                io.close()
+
+    def _async_io(self, value: str | None) -> Mapping[str, Any]:
+        if value == "on":
+            self._need_ring()
+            self._fs.io = self._back_end(True)
+        elif value == "off":
+            self._fs.io = self._back_end(False)
+        elif value not in ("status", None):
+            raise UserError(Exit.USAGE, f"async-io takes on, off or status, not {value!r}")
+        if value in ("on", "off"):
+            log.info("async-io switched %s: %s", value, self._fs.io.name)
+        return {"async_io": "on" if self._is_async else "off", "io": self._fs.io.name}
+
+    @property
+    def _is_async(self) -> bool:
+        return isinstance(self._fs.io, RingFileIO)
+
+    def _need_ring(self) -> None:
+        if self._ring is None:
+            try:
+                self._ring = Ring(self._server.ring_entries).attach()
+            except RingUnavailable as exc:
+                self._ring_refused = str(exc)
+                raise UserError(Exit.IO_URING, str(exc)) from exc
+
+    def _status(self, _value: str | None) -> Mapping[str, Any]:
+        options: dict[str, Any] = {}
+        for section in (self._config, self._mount, self._server):
+            options |= dataclasses.asdict(section)
+        options["cache_policy"] = self._config.cache_policy.value
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "source": self._source,
+            "mountpoint": self._mountpoint,
+            "session": self._session.name,
+            "async_io": "on" if self._is_async else "off",
+            "io": self._fs.io.name,
+            "ring": self._ring.describe() if self._ring else self._ring_refused,
+            "options": options,
+            "inodes": len(self._fs.inodes),
+            "handles": len(self._fs.handles),
+            "requests": dict(self._session.requests),
+        }
