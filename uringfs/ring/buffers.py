@@ -1,0 +1,86 @@
+"""Registered buffers: memory that the kernel has pinned once, instead of at each request."""
+
+import mmap
+from collections.abc import Callable
+from typing import Any, Final
+
+from uringfs.ring._uring import ffi, lib
+from uringfs.ring.errors import unavailable
+
+SLOTS: Final = 4096
+
+
+class Buffer:
+    """One registered buffer: `view` is its memory, `index` its place in the ring's table."""
+
+    __slots__ = ("_pool", "address", "index", "view")
+
+    def __init__(self, pool: "BufferPool", index: int, address: Any, view: memoryview) -> None:
+        self._pool = pool
+        self.index = index
+        self.address = address  # a cffi void *
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def release(self) -> None:
+        """Give the buffer back to its pool. No request may be using it."""
+        self._pool.release(self)
+
+
+class BufferPool:
+    """`count` buffers of `size` bytes (rounded up to whole pages), page-aligned and registered."""
+
+    def __init__(self, table: "BufferTable", first: int, count: int, size: int) -> None:
+        self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.count = count
+        self._memory = mmap.mmap(-1, count * self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        base = ffi.from_buffer("char[]", self._memory)
+        view = memoryview(self._memory)
+        self._free: list[Buffer] = []
+        for i in range(count):
+            start = i * self.size
+            table.update(first + i, base + start, self.size)
+            self._free.append(
+                Buffer(self, first + i, base + start, view[start : start + self.size])
+            )
+
+    @property
+    def available(self) -> int:
+        return len(self._free)
+
+    def acquire(self) -> Buffer:
+        """A buffer nobody uses; IndexError if there is none."""
+        return self._free.pop()
+
+    def release(self, buffer: Buffer) -> None:
+        self._free.append(buffer)
+
+
+class BufferTable:
+    """The ring's sparse table of registered buffers, made when first used (Linux 5.19)."""
+
+    def __init__(self, state: Any, check_thread: Callable[[], None]) -> None:
+        self._state = state
+        self._check_thread = check_thread
+        self._used: int | None = None
+        self._pools: list[BufferPool] = []
+
+    def pool(self, count: int, size: int) -> BufferPool:
+        if self._used is None:
+            rc = lib.uf_register_buffers_sparse(self._state, SLOTS)
+            if rc < 0:
+                raise unavailable(-rc)
+            self._used = 0
+        if count < 1 or size < 1 or self._used + count > SLOTS:
+            raise ValueError(f"count and size must be positive, and {SLOTS} buffers are the most")
+        pool = BufferPool(self, self._used, count, size)
+        self._used += count
+        self._pools.append(pool)
+        return pool
+
+    def update(self, index: int, address: Any, size: int) -> None:
+        rc = lib.uf_update_buffer(self._state, index, address, size)
+        if rc < 0:
+            raise unavailable(-rc)

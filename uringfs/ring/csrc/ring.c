@@ -1,0 +1,228 @@
+/* A thin shim over liburing: set-up, one generic SQE writer, and one call per loop turn.
+ * Every function returns 0 or a count, or a negated errno, as liburing does.
+ * cffi releases the GIL around each call; Ring (ring.py) keeps callers to one thread. */
+#include "ring.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void probe_opcodes(struct uf_ring *r)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&r->uring);
+    if (!probe)
+        return;
+    for (int op = 0; op <= probe->last_op; op++)
+        r->opcodes[op] = (uint8_t)io_uring_opcode_supported(probe, op);
+    io_uring_free_probe(probe);
+}
+
+int uf_ring_open(struct uf_ring *r, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags)
+{
+    struct io_uring_params params = {.flags = setup_flags | IORING_SETUP_CLAMP};
+    if (cq_entries) {
+        params.flags |= IORING_SETUP_CQSIZE;
+        params.cq_entries = cq_entries;
+    }
+    memset(r, 0, sizeof(*r));
+    r->fd = -1;
+    int rc = io_uring_queue_init_params(entries, &r->uring, &params);
+    if (rc < 0)
+        return rc;
+    r->features = params.features;
+    r->setup_flags = params.flags;
+    r->sq_entries = params.sq_entries;
+    r->cq_entries = params.cq_entries;
+    r->fd = r->uring.ring_fd;
+    probe_opcodes(r);
+    return 0;
+}
+
+int uf_ring_enable(struct uf_ring *r)
+{
+    /* liburing 2.3 declares io_uring_enable_rings() but its shared library does not export it. */
+    long rc = syscall(__NR_io_uring_register, r->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    return rc < 0 ? -errno : 0;
+}
+
+void uf_ring_close(struct uf_ring *r)
+{
+    if (r->fd >= 0)
+        io_uring_queue_exit(&r->uring);
+    r->fd = -1;
+}
+
+/* Write one SQE, in the words of struct io_uring_sqe. -EBUSY asks the caller to reap first: the
+ * submission queue is full and what it would complete no longer fits the completion queue. */
+int uf_push(struct uf_ring *r, uint64_t user_data, uint8_t opcode, uint8_t sqe_flags, int32_t fd,
+            void *addr, uint32_t len, int64_t off, uint32_t op_flags, uint16_t buf_index,
+            uint16_t personality, int32_t splice_fd_in, uint64_t addr3)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
+    if (!sqe) {
+        int rc = io_uring_submit(&r->uring);
+        if (rc < 0)
+            return rc;
+        if (io_uring_cq_has_overflow(&r->uring))
+            return -EBUSY;
+        sqe = io_uring_get_sqe(&r->uring);
+        if (!sqe)
+            return -EBUSY;
+    }
+    memset(sqe, 0, sizeof(*sqe));
+    sqe->opcode = opcode;
+    sqe->flags = sqe_flags;
+    sqe->fd = fd;
+    sqe->off = (uint64_t)off;
+    sqe->addr = (uint64_t)(uintptr_t)addr;
+    sqe->len = len;
+    sqe->rw_flags = (__kernel_rwf_t)op_flags;
+    sqe->user_data = user_data;
+    sqe->buf_index = buf_index;
+    sqe->personality = personality;
+    sqe->splice_fd_in = splice_fd_in;
+    sqe->addr3 = addr3;
+    return 0;
+}
+
+/* Move what is in the completion queue to `out`, consuming C's own completions on the way.
+ * *consumed counts those. */
+static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, seen = 0;
+    int n = 0;
+
+    io_uring_for_each_cqe(&r->uring, head, cqe)
+    {
+        if (n == UF_BATCH)
+            break;
+        seen++;
+        if (cqe->user_data >> UF_TAG_SHIFT >= UF_TAG_FIRST_C) {
+            ++*consumed;
+            continue;
+        }
+        out->user_data[n] = cqe->user_data;
+        out->res[n] = cqe->res;
+        out->flags[n] = cqe->flags;
+        n++;
+    }
+    io_uring_cq_advance(&r->uring, seen);
+    return n;
+}
+
+int uf_peek(struct uf_ring *r, struct uf_batch *out)
+{
+    unsigned consumed = 0;
+    return reap(r, out, &consumed);
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* -EBUSY (completions overflowed) and -EAGAIN (no memory for a request) are cured by reaping and
+ * the next turn; after -EINTR the caller must let Python run its signal handlers. */
+static bool is_passing(int rc)
+{
+    return rc == -ETIME || rc == -EINTR || rc == -EBUSY || rc == -EAGAIN;
+}
+
+static int enter(struct uf_ring *r, int64_t timeout_ns)
+{
+    if (timeout_ns == 0)
+        return io_uring_submit_and_get_events(&r->uring);
+    /* A time limit is always given: without one liburing would wait again after a signal that
+     * came once something had been submitted. */
+    struct __kernel_timespec ts = {.tv_sec = INT_MAX};
+    if (timeout_ns > 0) {
+        ts.tv_sec = timeout_ns / 1000000000;
+        ts.tv_nsec = timeout_ns % 1000000000;
+    }
+    struct io_uring_cqe *cqe;
+    return io_uring_submit_and_wait_timeout(&r->uring, &cqe, 1, &ts, NULL);
+}
+
+/* One turn of an event loop: submit what is queued, wait for a completion that concerns Python
+ * (timeout_ns: 0 not at all, < 0 for ever), and hand out up to UF_BATCH completions. */
+int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
+{
+    int64_t deadline = 0;
+
+    for (;;) {
+        if (timeout_ns > 0 && !deadline)
+            deadline = now_ns() + timeout_ns;
+        int rc = enter(r, timeout_ns);
+        if (rc < 0 && !is_passing(rc))
+            return rc;
+        unsigned consumed = 0;
+        int n = reap(r, out, &consumed);
+        if (n > 0)
+            return n;
+        /* DEFER_TASKRUN and overflowed completions appear only after another enter. */
+        if (consumed && io_uring_cq_has_overflow(&r->uring))
+            continue;
+        if (timeout_ns == 0 || !consumed)
+            return 0;
+        if (timeout_ns > 0) {
+            timeout_ns = deadline - now_ns();
+            if (timeout_ns <= 0)
+                return 0;
+        }
+    }
+}
+
+/* Whether a turn would find completions, as far as the kernel tells without being entered. */
+bool uf_pending(struct uf_ring *r)
+{
+    unsigned flags = IO_URING_READ_ONCE(*r->uring.sq.kflags);
+    return io_uring_cq_ready(&r->uring) || flags & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
+}
+
+int uf_register_eventfd(struct uf_ring *r, int fd)
+{
+    return io_uring_register_eventfd(&r->uring, fd);
+}
+
+int uf_unregister_eventfd(struct uf_ring *r)
+{
+    return io_uring_unregister_eventfd(&r->uring);
+}
+
+int uf_register_files_sparse(struct uf_ring *r, uint32_t count)
+{
+    return io_uring_register_files_sparse(&r->uring, count);
+}
+
+int uf_update_file(struct uf_ring *r, uint32_t slot, int fd)
+{
+    return io_uring_register_files_update(&r->uring, slot, &fd, 1);
+}
+
+int uf_register_buffers_sparse(struct uf_ring *r, uint32_t count)
+{
+    return io_uring_register_buffers_sparse(&r->uring, count);
+}
+
+int uf_update_buffer(struct uf_ring *r, uint32_t slot, void *base, size_t length)
+{
+    struct iovec iov = {.iov_base = base, .iov_len = length};
+    __u64 tag = 0;
+    return io_uring_register_buffers_update_tag(&r->uring, slot, &iov, &tag, 1);
+}
+
+int uf_register_personality(struct uf_ring *r)
+{
+    return io_uring_register_personality(&r->uring);
+}
+
+int uf_unregister_personality(struct uf_ring *r, int id)
+{
+    return io_uring_unregister_personality(&r->uring, id);
+}

@@ -1,0 +1,33 @@
+/* One io_uring and what rides on it: the state shared by every C file of this extension. */
+#ifndef URINGFS_RING_H
+#define URINGFS_RING_H
+
+#include <liburing.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The top 8 bits of user_data say who consumes the completion; the other 56 are the consumer's.
+ * Tags below UF_TAG_FIRST_C go to Python (ring.py names them), the others never leave C. */
+#define UF_TAG_SHIFT 56
+#define UF_TAG_FIRST_C 0x80u
+#define UF_TAG_IGNORE 0x80u
+
+#define UF_BATCH 512
+
+struct uf_ring {
+    struct io_uring uring;
+    uint32_t features;
+    uint32_t setup_flags;
+    uint32_t sq_entries;
+    uint32_t cq_entries;
+    int fd;
+    uint8_t opcodes[256]; /* 1 where IORING_REGISTER_PROBE says the kernel has the opcode */
+};
+
+struct uf_batch {
+    uint64_t user_data[UF_BATCH];
+    int32_t res[UF_BATCH];
+    uint32_t flags[UF_BATCH];
+};
+
+#endif

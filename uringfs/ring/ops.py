@@ -1,0 +1,418 @@
+"""The awaitables of Ring: each fills one SQE and says how to read its result.
+
+Shared by all: `personality` is an id of register_personality(), 0 for one's own credentials. A
+negative result raises the OSError of its errno. An opcode that the kernel lacks raises
+OSError(EOPNOTSUPP) at once. `fd` may be a FixedFile; `offset` -1 means the file's own position.
+Paths are str or bytes. Field by field, each follows io_uring_enter(2).
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from uringfs.ring._uring import ffi
+from uringfs.ring.buffers import Buffer
+from uringfs.ring.future import FdFuture, RingFuture, TimeoutFuture
+from uringfs.ring.uapi import (
+    AT_FDCWD,
+    IORING_FSYNC_DATASYNC,
+    MAX_RW_COUNT,
+    SIZEOF_STATX,
+    STATX_BASIC_STATS,
+    STATX_BTIME,
+    Op,
+)
+
+# What the buffer protocol covers; typing.Buffer comes with Python 3.12.
+ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview[Any]"
+WriteableBuffer: TypeAlias = "bytearray | memoryview[Any]"
+Path: TypeAlias = str | bytes
+
+NULL = ffi.NULL
+U32 = 0xFFFFFFFF
+
+# Members of an enum are looked up slowly for what is done a million times.
+READ, WRITE = int(Op.READ), int(Op.WRITE)
+
+
+def _path(path: Path) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    return encoded
+
+
+def _address(data: Any) -> int:
+    """Where an object with the buffer protocol has its bytes, for SQE fields other than addr."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
+
+
+def _number(value: int) -> Any:
+    """A number for SQEs that use the addr field for one."""
+    return ffi.cast("void *", value)
+
+
+def _none(_res: int, _keep: Any) -> None:
+    return None
+
+
+def _head(res: int, keep: Any) -> bytes:
+    """The first `res` bytes of the buffer that went in as addr."""
+    data: bytes = keep[0]
+    return data if res == len(data) else data[:res]
+
+
+def _kept_head(res: int, keep: Any) -> bytes:
+    """The first `res` bytes of the buffer that went in as `keep`."""
+    return bytes(keep[1][:res])
+
+
+def _kept(_res: int, keep: Any) -> bytes:
+    return bytes(keep[1])
+
+
+def _blank(size: int) -> bytes:
+    """Memory for the kernel to fill that is already the bytes object to be returned.
+
+    CPython itself fills fresh bytes objects so; nobody else has seen this one yet. Not so those
+    of length 0 and 1, which are shared: hence at least two.
+    """
+    return bytes(max(size, 2))
+
+
+def _iovec(buffers: Sequence[Any], *, writable: bool) -> tuple[Any, list[Any]]:
+    pinned = [ffi.from_buffer("char[]", b, require_writable=writable) for b in buffers]
+    vector = ffi.new("struct iovec[]", len(pinned))
+    for entry, data in zip(vector, pinned, strict=True):
+        entry.iov_base, entry.iov_len = data, len(data)
+    return vector, pinned
+
+
+class Operations:
+    """What Ring inherits. `submit` is Ring's; its parameters are the SQE's fields."""
+
+    def submit(self, opcode: int, fd: int, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    # Data
+
+    def read(
+        self, fd: int, size: int, offset: int = -1, *, personality: int = 0
+    ) -> RingFuture[bytes]:
+        """Up to `size` bytes; b"" at the end of the file."""
+        size = min(size, MAX_RW_COUNT)
+        return self.submit(  # type: ignore[no-any-return]
+            READ, fd, _blank(size), size, offset, personality=personality, convert=_head
+        )
+
+    def read_into(
+        self, fd: int, buffer: WriteableBuffer, offset: int = -1, *, personality: int = 0
+    ) -> RingFuture[int]:
+        """Fill `buffer`, which must be contiguous; how many bytes came."""
+        data = ffi.from_buffer("char[]", buffer, require_writable=True)
+        size = min(len(data), MAX_RW_COUNT)
+        return self.submit(READ, fd, data, size, offset, personality=personality)  # type: ignore[no-any-return]
+
+    def write(
+        self, fd: int, data: ReadableBuffer, offset: int = -1, *, personality: int = 0
+    ) -> RingFuture[int]:
+        """How many bytes of `data` were written. `data` must not change before that."""
+        addr = data if type(data) is bytes else ffi.from_buffer("char[]", data)
+        size = min(len(addr), MAX_RW_COUNT)
+        return self.submit(WRITE, fd, addr, size, offset, personality=personality)  # type: ignore[no-any-return]
+
+    def readv(
+        self,
+        fd: int,
+        buffers: Sequence[WriteableBuffer],
+        offset: int = -1,
+        *,
+        rw_flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[int]:
+        """Fill `buffers` one after the other, as preadv2(2); `rw_flags` are RWF_*."""
+        vector, pinned = _iovec(buffers, writable=True)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.READV, fd, vector, len(pinned), offset,
+            op_flags=rw_flags, personality=personality, keep=pinned,
+        )  # fmt: skip
+
+    def writev(
+        self,
+        fd: int,
+        buffers: Sequence[ReadableBuffer],
+        offset: int = -1,
+        *,
+        rw_flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[int]:
+        """Write `buffers` one after the other, as pwritev2(2); `rw_flags` are RWF_*."""
+        vector, pinned = _iovec(buffers, writable=False)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.WRITEV, fd, vector, len(pinned), offset,
+            op_flags=rw_flags, personality=personality, keep=pinned,
+        )  # fmt: skip
+
+    def read_fixed(
+        self, fd: int, buffer: Buffer, size: int, offset: int = -1, *, personality: int = 0
+    ) -> RingFuture[int]:
+        """Read up to `size` bytes into a registered buffer (Ring.buffers)."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.READ_FIXED, fd, buffer.address, min(size, len(buffer)), offset,
+            buf_index=buffer.index, personality=personality, keep=buffer,
+        )  # fmt: skip
+
+    def write_fixed(
+        self, fd: int, buffer: Buffer, size: int, offset: int = -1, *, personality: int = 0
+    ) -> RingFuture[int]:
+        """Write the first `size` bytes of a registered buffer (Ring.buffers)."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.WRITE_FIXED, fd, buffer.address, min(size, len(buffer)), offset,
+            buf_index=buffer.index, personality=personality, keep=buffer,
+        )  # fmt: skip
+
+    def splice(
+        self,
+        src: int,
+        dst: int,
+        count: int,
+        *,
+        src_offset: int = -1,
+        dst_offset: int = -1,
+        flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[int]:
+        """Move up to `count` bytes between a pipe and another descriptor, as splice(2).
+
+        An offset must be -1 for the end that is a pipe.
+        """
+        return self.submit(  # type: ignore[no-any-return]
+            Op.SPLICE, dst, _number(src_offset & (1 << 64) - 1), count, dst_offset,
+            op_flags=flags, splice_fd_in=src, personality=personality,
+        )  # fmt: skip
+
+    def fsync(self, fd: int, *, datasync: bool = False, personality: int = 0) -> RingFuture[None]:
+        flags = IORING_FSYNC_DATASYNC if datasync else 0
+        return self.submit(  # type: ignore[no-any-return]
+            Op.FSYNC, fd, op_flags=flags, personality=personality, convert=_none
+        )
+
+    def fallocate(
+        self, fd: int, mode: int, offset: int, length: int, *, personality: int = 0
+    ) -> RingFuture[None]:
+        """As fallocate(2); `mode` is made of FALLOC_FL_*."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.FALLOCATE, fd, _number(length), mode, offset,
+            personality=personality, convert=_none,
+        )  # fmt: skip
+
+    def ftruncate(self, fd: int, length: int, *, personality: int = 0) -> RingFuture[None]:
+        """As ftruncate(2). Linux 6.9."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.FTRUNCATE, fd, NULL, 0, length, personality=personality, convert=_none
+        )
+
+    # Files
+
+    def openat(
+        self,
+        path: Path,
+        flags: int,
+        mode: int = 0,
+        *,
+        dir_fd: int = AT_FDCWD,
+        personality: int = 0,
+    ) -> RingFuture[int]:
+        """A new descriptor, with O_CLOEXEC always, as os.open() (PEP 446)."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.OPENAT, dir_fd, _path(path), mode, op_flags=flags | os.O_CLOEXEC,
+            personality=personality, kind=FdFuture, names=(path,),
+        )  # fmt: skip
+
+    def openat2(
+        self,
+        path: Path,
+        flags: int,
+        mode: int = 0,
+        resolve: int = 0,
+        *,
+        dir_fd: int = AT_FDCWD,
+        personality: int = 0,
+    ) -> RingFuture[int]:
+        """A new descriptor as openat2(2); `resolve` is made of RESOLVE_*. O_CLOEXEC always."""
+        how = ffi.new("uint64_t[3]", [flags | os.O_CLOEXEC, mode, resolve])
+        return self.submit(  # type: ignore[no-any-return]
+            Op.OPENAT2, dir_fd, _path(path), ffi.sizeof(how), int(ffi.cast("uintptr_t", how)),
+            personality=personality, kind=FdFuture, keep=how, names=(path,),
+        )  # fmt: skip
+
+    def close_fd(self, fd: int, *, personality: int = 0) -> RingFuture[None]:
+        return self.submit(Op.CLOSE, fd, personality=personality, convert=_none)  # type: ignore[no-any-return]
+
+    def statx(
+        self,
+        path: Path,
+        *,
+        dir_fd: int = AT_FDCWD,
+        flags: int = 0,
+        mask: int = STATX_BASIC_STATS | STATX_BTIME,
+        personality: int = 0,
+    ) -> RingFuture[bytes]:
+        """struct statx as it is, 256 bytes; `flags` are AT_*, `mask` is made of STATX_*."""
+        result = bytes(SIZEOF_STATX)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.STATX, dir_fd, _path(path), mask, _address(result), op_flags=flags,
+            personality=personality, convert=_kept, keep=result, names=(path,),
+        )  # fmt: skip
+
+    # Names
+
+    def unlinkat(
+        self, path: Path, *, dir_fd: int = AT_FDCWD, flags: int = 0, personality: int = 0
+    ) -> RingFuture[None]:
+        """As unlinkat(2); with AT_REMOVEDIR in `flags`, rmdir(2)."""
+        return self.submit(  # type: ignore[no-any-return]
+            Op.UNLINKAT, dir_fd, _path(path), op_flags=flags,
+            personality=personality, convert=_none, names=(path,),
+        )  # fmt: skip
+
+    def mkdirat(
+        self, path: Path, mode: int = 0o777, *, dir_fd: int = AT_FDCWD, personality: int = 0
+    ) -> RingFuture[None]:
+        return self.submit(  # type: ignore[no-any-return]
+            Op.MKDIRAT, dir_fd, _path(path), mode,
+            personality=personality, convert=_none, names=(path,),
+        )  # fmt: skip
+
+    def symlinkat(
+        self, target: Path, path: Path, *, dir_fd: int = AT_FDCWD, personality: int = 0
+    ) -> RingFuture[None]:
+        """Make `path` a symbolic link to `target`."""
+        link = _path(path)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.SYMLINKAT, dir_fd, _path(target), 0, _address(link),
+            personality=personality, convert=_none, keep=link, names=(target, None, path),
+        )  # fmt: skip
+
+    def renameat2(
+        self,
+        src: Path,
+        dst: Path,
+        *,
+        src_dir_fd: int = AT_FDCWD,
+        dst_dir_fd: int = AT_FDCWD,
+        flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[None]:
+        """As renameat2(2); `flags` are RENAME_*."""
+        return self._two_paths(Op.RENAMEAT, src, dst, src_dir_fd, dst_dir_fd, flags, personality)
+
+    def linkat(
+        self,
+        src: Path,
+        dst: Path,
+        *,
+        src_dir_fd: int = AT_FDCWD,
+        dst_dir_fd: int = AT_FDCWD,
+        flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[None]:
+        """As linkat(2); `flags` are AT_EMPTY_PATH and AT_SYMLINK_FOLLOW."""
+        return self._two_paths(Op.LINKAT, src, dst, src_dir_fd, dst_dir_fd, flags, personality)
+
+    def _two_paths(
+        self,
+        opcode: int,
+        src: Path,
+        dst: Path,
+        src_dir_fd: int,
+        dst_dir_fd: int,
+        flags: int,
+        personality: int,
+    ) -> RingFuture[None]:
+        new = _path(dst)
+        return self.submit(  # type: ignore[no-any-return]
+            opcode, src_dir_fd, _path(src), dst_dir_fd & U32, _address(new), op_flags=flags,
+            personality=personality, convert=_none, keep=new, names=(src, None, dst),
+        )  # fmt: skip
+
+    # Extended attributes
+
+    def getxattr(
+        self, path: Path, name: Path, size: int = 65536, *, personality: int = 0
+    ) -> RingFuture[bytes]:
+        """The value of an attribute of at most `size` bytes, as getxattr(2). Linux 5.19."""
+        value, where = _blank(size), _path(path)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.GETXATTR, 0, _path(name), size, _address(value), addr3=_address(where),
+            personality=personality, convert=_value, keep=(value, where), names=(path,),
+        )  # fmt: skip
+
+    def fgetxattr(
+        self, fd: int, name: Path, size: int = 65536, *, personality: int = 0
+    ) -> RingFuture[bytes]:
+        """The value of an attribute of at most `size` bytes, as fgetxattr(2). Linux 5.19."""
+        value = _blank(size)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.FGETXATTR, fd, _path(name), size, _address(value),
+            personality=personality, convert=_value, keep=(value,),
+        )  # fmt: skip
+
+    def setxattr(
+        self,
+        path: Path,
+        name: Path,
+        value: ReadableBuffer,
+        *,
+        flags: int = 0,
+        personality: int = 0,
+    ) -> RingFuture[None]:
+        """As setxattr(2); `flags` are XATTR_*. Linux 5.19."""
+        value, where = bytes(value), _path(path)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.SETXATTR, 0, _path(name), len(value), _address(value), op_flags=flags,
+            addr3=_address(where), personality=personality, convert=_none,
+            keep=(value, where), names=(path,),
+        )  # fmt: skip
+
+    def fsetxattr(
+        self, fd: int, name: Path, value: ReadableBuffer, *, flags: int = 0, personality: int = 0
+    ) -> RingFuture[None]:
+        """As fsetxattr(2); `flags` are XATTR_*. Linux 5.19."""
+        value = bytes(value)
+        return self.submit(  # type: ignore[no-any-return]
+            Op.FSETXATTR, fd, _path(name), len(value), _address(value), op_flags=flags,
+            personality=personality, convert=_none, keep=value,
+        )  # fmt: skip
+
+    # Waiting
+
+    def poll(self, fd: int, mask: int, *, personality: int = 0) -> RingFuture[int]:
+        """The events of `mask` (select.POLLIN ...) that are there, as poll(2), once."""
+        return self.submit(Op.POLL_ADD, fd, op_flags=mask, personality=personality)  # type: ignore[no-any-return]
+
+    def timeout(self, seconds: float, *, personality: int = 0) -> RingFuture[None]:
+        """Completes when `seconds` have passed."""
+        fraction, whole = math.modf(max(seconds, 0.0))
+        spec = ffi.new("struct __kernel_timespec *", (int(whole), int(fraction * 1e9)))
+        return self.submit(  # type: ignore[no-any-return]
+            Op.TIMEOUT, -1, spec, 1, personality=personality, kind=TimeoutFuture, convert=_none
+        )
+
+    def nop(self, *, personality: int = 0) -> RingFuture[None]:
+        return self.submit(Op.NOP, -1, personality=personality, convert=_none)  # type: ignore[no-any-return]
+
+    def cancel(self, future: RingFuture[Any], *, personality: int = 0) -> RingFuture[None]:
+        """Ask to cancel `future`, and learn what came of it, which future.cancel() does not tell.
+
+        FileNotFoundError: it had completed; OSError(EALREADY): it is too far to be stopped.
+        """
+        return self.submit(  # type: ignore[no-any-return]
+            Op.ASYNC_CANCEL, -1, _number(future._token), personality=personality, convert=_none
+        )
+
+
+def _value(res: int, keep: Any) -> bytes:
+    value: bytes = keep[1][0]
+    return value[:res]

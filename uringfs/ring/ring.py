@@ -1,0 +1,471 @@
+"""One io_uring: set-up, the turn that submits and reaps, and a clean end.
+
+Sources: io_uring(7), io_uring_setup(2), io_uring_enter(2), io_uring_register(2), and
+include/uapi/linux/io_uring.h.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from enum import Flag
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from uringfs.ring._uring import ffi, lib
+from uringfs.ring.buffers import BufferPool, BufferTable
+from uringfs.ring.errors import RingUnavailable, unavailable
+from uringfs.ring.files import FileTable, FixedFile
+from uringfs.ring.future import Orphan, RingFuture
+from uringfs.ring.ops import Operations
+from uringfs.ring.uapi import (
+    IORING_ASYNC_CANCEL_ALL,
+    IORING_ASYNC_CANCEL_ANY,
+    IOSQE_FIXED_FILE,
+    Feature,
+    Op,
+    Setup,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# The best set-up first; an older kernel answers EINVAL and gets the next.
+SETUPS = (
+    Setup.SINGLE_ISSUER | Setup.DEFER_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 6.1
+    Setup.SINGLE_ISSUER | Setup.COOP_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 6.0
+    Setup.COOP_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 5.19
+    Setup(0),
+)
+NEEDED = Feature.NODROP | Feature.EXT_ARG | Feature.RW_CUR_POS  # 5.11
+
+TAG_SHIFT: int = lib.UF_TAG_SHIFT
+TAG_IGNORE: int = lib.UF_TAG_IGNORE << TAG_SHIFT
+TAG_FUTURE = 0
+TAG_POLL = 1
+
+BATCH: int = lib.UF_BATCH
+NULL = ffi.NULL
+
+CLOSE_PATIENCE = 30.0
+"""Seconds that close() waits for requests that the kernel does not give up (a hung device)."""
+
+rings: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Ring]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""The ring of each loop. Weak, for both are kept by whoever uses them: see get_ring()."""
+
+_unreaped: list[object] = []
+"""What a request still uses that outlived its ring: never freed, since the kernel may write."""
+
+
+class Ring(Operations):
+    """An io_uring for one thread and one event loop.
+
+    `entries` is the size of the submission queue (rounded up to a power of two, clamped to what
+    the kernel allows), `cq_entries` that of the completion queue (by default twice as many).
+    Neither limits the number of requests in flight.
+
+    The thread that first uses the ring owns it; any other gets RuntimeError. To await anything,
+    drive it: `ring.attach(loop)`, or an event loop on a `RingSelector`.
+
+    Raises RingUnavailable, naming cause and remedy, where io_uring cannot be had.
+    """
+
+    def __init__(self, entries: int = 256, *, cq_entries: int | None = None) -> None:
+        self._closed = True  # until it is open: __del__ runs also when __init__ raised
+        self._thread: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._eventfd: int | None = None
+        self._flush_queued = False
+        self._selector: object | None = None
+        self._inflight: dict[int, Any] = {}
+        self._next_token = 0
+        self._handlers: dict[int, Callable[[int, int], None]] = {}
+        self.delivered = 0
+        self._state = ffi.new("struct uf_ring *")
+        self._batch = ffi.new("struct uf_batch *")
+        self._user_data = self._batch.user_data
+        self._res = self._batch.res
+        self._open(entries, cq_entries or 0)
+        self._closed = False
+        self.files = FileTable(self._state, self._check_thread)
+        self._buffers = BufferTable(self._state, self._check_thread)
+
+    def _open(self, entries: int, cq_entries: int) -> None:
+        state = self._state
+        rc = -errno.EINVAL
+        for flags in SETUPS:
+            rc = lib.uf_ring_open(state, entries, cq_entries, flags | Setup.R_DISABLED)
+            if rc != -errno.EINVAL:
+                break
+        if rc < 0:
+            raise unavailable(-rc)
+        if NEEDED & ~Feature(state.features):
+            lib.uf_ring_close(state)
+            raise unavailable(errno.EINVAL)
+        self.features = Feature(state.features)
+        self.setup = Setup(state.setup_flags)
+        self._opcodes = bytes(ffi.buffer(state.opcodes))
+        log.debug("io_uring: %s", self.describe())
+
+    # What it is
+
+    def supports(self, opcode: str) -> bool:
+        """Whether this kernel's io_uring has IORING_OP_<opcode>."""
+        return self._opcodes[Op[opcode]] != 0
+
+    def describe(self) -> str:
+        """One line for logs: sizes, set-up flags, features, and the newest opcode."""
+        newest = self._opcodes.rindex(1)
+        return (
+            f"{self._state.sq_entries}/{self._state.cq_entries} entries, "
+            f"{_names(self.setup)}; features {_names(self.features)}; opcodes up to "
+            f"{Op(newest).name if newest < len(Op) else newest}"
+        )
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def in_flight(self) -> int:
+        """How many futures await their completion."""
+        return len(self._inflight)
+
+    def fileno(self) -> int:
+        """The ring's descriptor: readable when there are completions to reap."""
+        if self._closed:
+            raise ValueError("the ring is closed")
+        return cast(int, self._state.fd)
+
+    # Registered things
+
+    def register_personality(self) -> int:
+        """Freeze this thread's credentials; pass the id as `personality=` to act with them.
+
+        See IORING_REGISTER_PERSONALITY in io_uring_register(2).
+        """
+        self._check_thread()
+        rc: int = lib.uf_register_personality(self._state)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        return rc
+
+    def unregister_personality(self, personality: int) -> None:
+        self._check_thread()
+        rc = lib.uf_unregister_personality(self._state, personality)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    def buffers(self, count: int, size: int) -> BufferPool:
+        """A pool of `count` page-aligned, registered buffers of `size` bytes.
+
+        Raises RingUnavailable where RLIMIT_MEMLOCK does not let the kernel pin them.
+        """
+        self._check_thread()
+        return self._buffers.pool(count, size)
+
+    # One thread, one loop
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            self._adopt_thread()
+
+    def _adopt_thread(self) -> None:
+        if self._closed:
+            raise ValueError("the ring is closed")
+        if self._thread is not None:
+            raise RuntimeError(
+                "this ring belongs to another thread (IORING_SETUP_SINGLE_ISSUER): "
+                "use one ring per thread, or loop.call_soon_threadsafe()"
+            )
+        # Created R_DISABLED: the thread that enables a ring is its single issuer.
+        rc = lib.uf_ring_enable(self._state)
+        if rc < 0:
+            raise unavailable(-rc)
+        self._thread = threading.get_ident()
+
+    def attach(self, loop: asyncio.AbstractEventLoop | None = None) -> Self:
+        """Let `loop` (by default the running one) drive this ring.
+
+        The loop polls an eventfd registered with the ring, not the ring itself: with
+        DEFER_TASKRUN nobody who sleeps in poll(2) on a ring is woken by its completions.
+        Requests made in one turn of the loop are submitted together. Works with every asyncio
+        loop that has add_reader(), uvloop's too. The loop keeps the ring alive.
+        """
+        loop = loop or asyncio.get_running_loop()
+        if self._loop is not None or self._selector is not None:
+            raise RuntimeError("the ring is driven by an event loop already")
+        self._check_thread()
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        rc = lib.uf_register_eventfd(self._state, eventfd)
+        if rc < 0:
+            os.close(eventfd)
+            raise OSError(-rc, os.strerror(-rc))
+        loop.add_reader(eventfd, self._on_eventfd)
+        self._eventfd = eventfd
+        self.bind(loop)
+        return self
+
+    def detach(self) -> None:
+        """Undo attach(). Requests in flight stay so."""
+        if self._eventfd is not None:
+            assert self._loop is not None
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._eventfd)
+            lib.uf_unregister_eventfd(self._state)
+            os.close(self._eventfd)
+            self._eventfd = None
+            self._loop = None
+
+    def drive_by(self, selector: object | None) -> None:
+        """A RingSelector takes (or with None, gives up) the part of calling turn()."""
+        if selector is not None and (self._eventfd is not None or self._selector is not None):
+            raise RuntimeError("the ring is driven by an event loop already")
+        self._selector = selector
+        if selector is None:
+            self._loop = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make futures for `loop`, which drives this ring."""
+        self._loop = loop
+        rings[loop] = weakref.ref(self)
+
+    def _bind_running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._selector is None:
+            raise RuntimeError("no event loop drives this ring: call ring.attach(loop)")
+        loop = asyncio.get_running_loop()
+        self.bind(loop)
+        return loop
+
+    def _on_eventfd(self) -> None:
+        assert self._eventfd is not None
+        os.eventfd_read(self._eventfd)
+        # Completions that _flush() has reaped signal the eventfd too: nothing is left then.
+        if lib.uf_pending(self._state):
+            self.turn(0)
+
+    def _flush(self) -> None:
+        self._flush_queued = False
+        if not self._closed:
+            self.turn(0)
+
+    # Submission
+
+    def submit(
+        self,
+        opcode: int,
+        fd: int,
+        addr: Any = NULL,
+        length: int = 0,
+        off: int = 0,
+        *,
+        op_flags: int = 0,
+        buf_index: int = 0,
+        personality: int = 0,
+        splice_fd_in: int = 0,
+        addr3: int = 0,
+        kind: type[RingFuture[Any]] = RingFuture,
+        convert: Callable[[int, Any], Any] | None = None,
+        keep: Any = None,
+        names: tuple[Any, ...] = (),
+    ) -> Any:
+        """Queue one request and return its future; the turn that follows submits it.
+
+        Arguments up to `addr3` are the fields of struct io_uring_sqe (`addr`: bytes or a cffi
+        pointer). `keep` is held until the completion; `convert(res, keep)` makes the result.
+        """
+        if threading.get_ident() != self._thread:
+            self._adopt_thread()
+        if not self._opcodes[opcode]:
+            raise OSError(
+                errno.EOPNOTSUPP, f"this kernel's io_uring has no {Op(opcode).name}", *names
+            )
+        loop = self._loop or self._bind_running_loop()
+        self._next_token = token = self._next_token + 1
+        future = kind(loop=loop)
+        future._ring = self
+        future._token = token
+        future._keep = (addr, keep)
+        future._convert = convert
+        future._names = names
+        future._cancelling = False
+        self._inflight[token] = future
+        try:
+            self.push(
+                token, opcode, fd, addr, length, off, op_flags, buf_index,
+                personality, splice_fd_in, addr3,
+            )  # fmt: skip
+        except BaseException:
+            del self._inflight[token]
+            raise
+        return future
+
+    def push(
+        self,
+        user_data: int,
+        opcode: int,
+        fd: int,
+        addr: Any = NULL,
+        length: int = 0,
+        off: int = 0,
+        op_flags: int = 0,
+        buf_index: int = 0,
+        personality: int = 0,
+        splice_fd_in: int = 0,
+        addr3: int = 0,
+    ) -> None:
+        """Write one SQE. A full submission queue is submitted, a full completion queue reaped."""
+        sqe_flags = IOSQE_FIXED_FILE if isinstance(fd, FixedFile) else 0
+        while rc := lib.uf_push(
+            self._state, user_data, opcode, sqe_flags, fd, addr, length, off, op_flags,
+            buf_index, personality, splice_fd_in, addr3,
+        ):  # fmt: skip
+            if rc not in (-errno.EBUSY, -errno.EAGAIN, -errno.EINTR):
+                raise OSError(-rc, os.strerror(-rc))
+            self.turn(0)
+        if self._eventfd is not None and not self._flush_queued:
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
+            self._flush_queued = True
+
+    def push_cancel(self, user_data: int, flags: int = 0) -> None:
+        """Queue an IORING_OP_ASYNC_CANCEL whose own completion is of no interest."""
+        self._check_thread()
+        target = ffi.cast("void *", user_data)
+        self.push(TAG_IGNORE, Op.ASYNC_CANCEL, -1, target, op_flags=flags)
+
+    # Completion
+
+    def set_handler(self, tag: int, handler: Callable[[int, int], None]) -> None:
+        """Send completions whose user_data has this tag in its top 8 bits to handler(data, res)."""
+        self._handlers[tag] = handler
+
+    def turn(self, timeout_ns: int) -> None:
+        """One turn of an event loop: submit, wait, and complete futures.
+
+        Waits for one completion at least: not at all if `timeout_ns` is 0, for ever if it is
+        negative. May come back early: a signal, or completions of no interest to the caller.
+        """
+        self._check_thread()
+        n = lib.uf_turn(self._state, timeout_ns, self._batch)
+        while n > 0:
+            self._deliver(n)
+            if n < BATCH:
+                return
+            n = lib.uf_turn(self._state, 0, self._batch)
+        if n < 0:
+            raise OSError(-n, os.strerror(-n))
+
+    def _deliver(self, n: int) -> None:
+        self.delivered += n
+        pop = self._inflight.pop
+        for user_data, res in zip(
+            ffi.unpack(self._user_data, n), ffi.unpack(self._res, n), strict=True
+        ):
+            future = pop(user_data, None)
+            if future is not None:
+                future.complete(res)
+            else:
+                handler = self._handlers.get(user_data >> TAG_SHIFT)
+                if handler is not None:
+                    handler(user_data, res)
+
+    # The end
+
+    def close(self) -> None:
+        """Cancel what is in flight, wait for its completions, and close the ring.
+
+        Idempotent. RuntimeError in a thread other than the owner (unless that one is gone), and
+        while a RingSelector drives the ring: close the selector, or its event loop, first.
+        """
+        if self._closed:
+            return
+        if self._selector is not None:
+            raise RuntimeError("a RingSelector drives this ring: close its event loop instead")
+        if self._thread is not None:
+            if self._owner_is_gone():
+                self._take_over()
+            else:
+                self._check_thread()
+                self.cancel_all()
+        self.detach()
+        self._closed = True
+        self._thread = None
+        lib.uf_ring_close(self._state)
+
+    def cancel_all(self) -> None:
+        """Cancel every request in flight and wait until each has completed.
+
+        What the kernel will not give up within CLOSE_PATIENCE keeps its memory for ever.
+        """
+        if self._loop is not None and self._loop.is_closed():
+            self._inflight = {token: Orphan(f) for token, f in self._inflight.items()}
+            self.detach()
+        give_up = time.monotonic() + CLOSE_PATIENCE
+        while self._inflight:
+            for future in self._inflight.values():
+                if isinstance(future, RingFuture):
+                    future._cancelling, future._message = True, "the ring was closed"
+            self.push_cancel(0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL)
+            self.turn(100_000_000)
+            if time.monotonic() > give_up:
+                log.error("io_uring: %d requests cannot be cancelled", len(self._inflight))
+                self._abandon_memory()
+
+    def _abandon_memory(self) -> None:
+        _unreaped.extend(self._inflight.values())
+        _unreaped.append(self._buffers)
+        self._inflight.clear()
+
+    def _owner_is_gone(self) -> bool:
+        return self._thread not in {t.ident for t in threading.enumerate()}
+
+    def _take_over(self) -> None:
+        # The kernel cancelled the requests of the thread when it ended, and did what was left
+        # to do for them; nothing more can be entered into a single issuer's ring.
+        n = lib.uf_peek(self._state, self._batch)
+        for token in ffi.unpack(self._user_data, n):
+            self._inflight.pop(token, None)
+        if self._inflight:
+            self._abandon_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        if threading.get_ident() == self._thread or not self._inflight:
+            self._selector = None
+            self._thread = self._thread if self._inflight else None
+            self.close()
+        else:
+            self._abandon_memory()
+            lib.uf_ring_close(self._state)
+
+
+def _names(flags: Flag) -> str:
+    return "|".join(flag.name or "" for flag in type(flags) if flag & flags)
+
+
+def probe() -> None:
+    """Raise RingUnavailable if io_uring cannot be used here."""
+    Ring(1).close()
+
+
+__all__ = ["Ring", "RingUnavailable", "probe"]
