@@ -14,9 +14,11 @@ ROOT = Path(__file__).parent.parent / "uringfs"
 # Modules that only a compiler makes.
 EXTENSIONS = frozenset({"uringfs.ring._uring"})
 
-# What a session and the protocol may know of fs/: the types and errors of its operations.
-OPERATIONS = ("uringfs.fs.errors", "uringfs.fs.types")
-FUSE = ("uringfs.fuse", "uringfs.config", *OPERATIONS)
+# What any module may know: how the package reports a mistake of its user, and what was asked.
+SHARED = ("uringfs.config", "uringfs.errors")
+# What fuse/ may know of fs/: the operations, and the types and errors they deal in.
+OPERATIONS = ("uringfs.fs.errors", "uringfs.fs.passthrough", "uringfs.fs.types")
+FUSE = ("uringfs.fuse", *OPERATIONS, *SHARED)
 
 # Who may import what inside the package. A name stands for itself and for all below it, except the
 # package itself, which is its __init__ alone. The longest name that fits a module rules it; a
@@ -24,20 +26,21 @@ FUSE = ("uringfs.fuse", "uringfs.config", *OPERATIONS)
 INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs": (),
     "uringfs.__main__": ("uringfs.cli",),
-    "uringfs.cli": ("uringfs", "uringfs.config", "uringfs.ctl", "uringfs.server"),
-    "uringfs.config": (),
-    "uringfs.ctl": ("uringfs.config",),
+    "uringfs.cli": ("uringfs", "uringfs.control", "uringfs.server", *SHARED),
+    "uringfs.config": ("uringfs.errors",),
+    "uringfs.control": SHARED,
+    "uringfs.errors": (),
     "uringfs.server": (
         "uringfs",
-        "uringfs.config",
-        "uringfs.ctl",
+        "uringfs.control",
         "uringfs.fs",
         "uringfs.fuse",
         "uringfs.ring",
+        *SHARED,
     ),
     "uringfs.ring": ("uringfs.ring",),
-    "uringfs.fs": ("uringfs.fs", "uringfs.config"),
-    "uringfs.fs.io_ring": ("uringfs.fs", "uringfs.config", "uringfs.ring"),
+    "uringfs.fs": ("uringfs.fs", *SHARED),
+    "uringfs.fs.io_ring": ("uringfs.fs", "uringfs.ring", *SHARED),
     "uringfs.fuse": FUSE,
     "uringfs.fuse.session_dev": (*FUSE, "uringfs.ring"),
     "uringfs.fuse.session_vhost": (*FUSE, "uringfs.ring"),
@@ -111,8 +114,9 @@ def is_allowed(found: Import) -> bool:
     if top == "uringfs":
         targets = rule_for(found.importer, INSIDE)
         return targets is not None and any(covers(name, found.target) for name in targets)
-    importers = OUTSIDE.get(top, ())
-    return top in sys.stdlib_module_names or any(covers(n, found.importer) for n in importers)
+    if top in sys.stdlib_module_names or (top == "_typeshed" and found.for_types):
+        return True
+    return any(covers(name, found.importer) for name in OUTSIDE.get(top, ()))
 
 
 def find_faults(root: Path) -> list[str]:
@@ -164,8 +168,8 @@ BAD = {
     "fs imports ring": ({"fs/types.py": "from uringfs import ring"}, "imports uringfs.ring"),
     "fs imports fuse": ({"fs/io_ring.py": "from uringfs.fuse import x"}, "imports uringfs.fuse"),
     "fuse imports fs internals": (
-        {"fs/passthrough.py": "", "fuse/session_dev.py": "from uringfs.fs import passthrough"},
-        "imports uringfs.fs.passthrough",
+        {"fs/inodes.py": "", "fuse/session_dev.py": "from uringfs.fs import inodes"},
+        "imports uringfs.fs.inodes",
     ),
     "only sessions import ring": ({"fuse/abi.py": "import uringfs.ring"}, "imports uringfs.ring"),
     "cli imports fs": ({"cli.py": "import uringfs.fs.types"}, "imports uringfs.fs.types"),
