@@ -5,7 +5,8 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from watchdog import Watchdog
+
+from tests.watchdog import Watchdog
 
 # How long after its time limit a test's mounts are cut off: its own `finally` blocks go first.
 GRACE_S = 10.0

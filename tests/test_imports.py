@@ -26,10 +26,20 @@ FUSE = ("uringfs.fuse", *OPERATIONS, *SHARED)
 INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs": (),
     "uringfs.__main__": ("uringfs.cli",),
-    "uringfs.cli": ("uringfs", "uringfs.control", "uringfs.server", *SHARED),
+    "uringfs.cli": (
+        "uringfs",
+        "uringfs.control",
+        "uringfs.daemon",
+        "uringfs.fuse.mounts",
+        "uringfs.preflight",
+        "uringfs.server",
+        *SHARED,
+    ),
     "uringfs.config": ("uringfs.errors",),
     "uringfs.control": SHARED,
+    "uringfs.daemon": (),
     "uringfs.errors": (),
+    "uringfs.preflight": ("uringfs.fuse.mounts", *SHARED),
     "uringfs.server": (
         "uringfs",
         "uringfs.control",

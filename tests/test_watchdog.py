@@ -7,7 +7,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from watchdog import CONNECTIONS, Watchdog, fuse_connections
+
+from tests.watchdog import CONNECTIONS, Watchdog, fuse_connections
 
 
 @pytest.fixture
