@@ -56,6 +56,7 @@ class RingSelector(selectors._BaseSelectorImpl):
         self._armed: dict[int, int] = {}  # fd -> user_data of the poll that the kernel has
         self._unarmed: set[int] = set()
         self._generation = 0
+        self._closed = False
         self._ready: list[tuple[SelectorKey, int]] | None = None  # a list within select()
 
     def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> SelectorKey:
@@ -115,8 +116,9 @@ class RingSelector(selectors._BaseSelectorImpl):
 
     def close(self) -> None:
         """Take the polls out of the kernel and leave the ring to its owner. Idempotent."""
-        if self._fd_to_key is None:
+        if self._closed:
             return
+        self._closed = True
         if not self.ring.closed:
             self._disarm(list(self._armed))
         self.ring.drive_by(None)

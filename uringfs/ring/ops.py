@@ -92,7 +92,7 @@ def _iovec(buffers: Sequence[Any], *, writable: bool) -> tuple[Any, list[Any]]:
 class Operations:
     """What Ring inherits. `submit` is Ring's; its parameters are the SQE's fields."""
 
-    def submit(self, opcode: int, fd: int, *args: Any, **kwargs: Any) -> Any:
+    def submit(self, opcode: int, fd: int, *args: Any, **kwargs: Any) -> RingFuture[Any]:
         raise NotImplementedError
 
     # Data
@@ -102,7 +102,7 @@ class Operations:
     ) -> RingFuture[bytes]:
         """Up to `size` bytes; b"" at the end of the file."""
         size = min(size, MAX_RW_COUNT)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             READ, fd, _blank(size), size, offset, personality=personality, convert=_head
         )
 
@@ -112,7 +112,7 @@ class Operations:
         """Fill `buffer`, which must be contiguous; how many bytes came."""
         data = ffi.from_buffer("char[]", buffer, require_writable=True)
         size = min(len(data), MAX_RW_COUNT)
-        return self.submit(READ, fd, data, size, offset, personality=personality)  # type: ignore[no-any-return]
+        return self.submit(READ, fd, data, size, offset, personality=personality)
 
     def write(
         self, fd: int, data: ReadableBuffer, offset: int = -1, *, personality: int = 0
@@ -120,7 +120,7 @@ class Operations:
         """How many bytes of `data` were written. `data` must not change before that."""
         addr = data if type(data) is bytes else ffi.from_buffer("char[]", data)
         size = min(len(addr), MAX_RW_COUNT)
-        return self.submit(WRITE, fd, addr, size, offset, personality=personality)  # type: ignore[no-any-return]
+        return self.submit(WRITE, fd, addr, size, offset, personality=personality)
 
     def readv(
         self,
@@ -133,7 +133,7 @@ class Operations:
     ) -> RingFuture[int]:
         """Fill `buffers` one after the other, as preadv2(2); `rw_flags` are RWF_*."""
         vector, pinned = _iovec(buffers, writable=True)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.READV, fd, vector, len(pinned), offset,
             op_flags=rw_flags, personality=personality, keep=pinned,
         )  # fmt: skip
@@ -149,7 +149,7 @@ class Operations:
     ) -> RingFuture[int]:
         """Write `buffers` one after the other, as pwritev2(2); `rw_flags` are RWF_*."""
         vector, pinned = _iovec(buffers, writable=False)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.WRITEV, fd, vector, len(pinned), offset,
             op_flags=rw_flags, personality=personality, keep=pinned,
         )  # fmt: skip
@@ -158,7 +158,7 @@ class Operations:
         self, fd: int, buffer: Buffer, size: int, offset: int = -1, *, personality: int = 0
     ) -> RingFuture[int]:
         """Read up to `size` bytes into a registered buffer (Ring.buffers)."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.READ_FIXED, fd, buffer.address, min(size, len(buffer)), offset,
             buf_index=buffer.index, personality=personality, keep=buffer,
         )  # fmt: skip
@@ -167,7 +167,7 @@ class Operations:
         self, fd: int, buffer: Buffer, size: int, offset: int = -1, *, personality: int = 0
     ) -> RingFuture[int]:
         """Write the first `size` bytes of a registered buffer (Ring.buffers)."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.WRITE_FIXED, fd, buffer.address, min(size, len(buffer)), offset,
             buf_index=buffer.index, personality=personality, keep=buffer,
         )  # fmt: skip
@@ -187,29 +187,27 @@ class Operations:
 
         An offset must be -1 for the end that is a pipe.
         """
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.SPLICE, dst, _number(src_offset & (1 << 64) - 1), count, dst_offset,
             op_flags=flags, splice_fd_in=src, personality=personality,
         )  # fmt: skip
 
     def fsync(self, fd: int, *, datasync: bool = False, personality: int = 0) -> RingFuture[None]:
         flags = IORING_FSYNC_DATASYNC if datasync else 0
-        return self.submit(  # type: ignore[no-any-return]
-            Op.FSYNC, fd, op_flags=flags, personality=personality, convert=_none
-        )
+        return self.submit(Op.FSYNC, fd, op_flags=flags, personality=personality, convert=_none)
 
     def fallocate(
         self, fd: int, mode: int, offset: int, length: int, *, personality: int = 0
     ) -> RingFuture[None]:
         """As fallocate(2); `mode` is made of FALLOC_FL_*."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.FALLOCATE, fd, _number(length), mode, offset,
             personality=personality, convert=_none,
         )  # fmt: skip
 
     def ftruncate(self, fd: int, length: int, *, personality: int = 0) -> RingFuture[None]:
         """As ftruncate(2). Linux 6.9."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.FTRUNCATE, fd, NULL, 0, length, personality=personality, convert=_none
         )
 
@@ -225,7 +223,7 @@ class Operations:
         personality: int = 0,
     ) -> RingFuture[int]:
         """A new descriptor, with O_CLOEXEC always, as os.open() (PEP 446)."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.OPENAT, dir_fd, _path(path), mode, op_flags=flags | os.O_CLOEXEC,
             personality=personality, kind=FdFuture, names=(path,),
         )  # fmt: skip
@@ -242,13 +240,13 @@ class Operations:
     ) -> RingFuture[int]:
         """A new descriptor as openat2(2); `resolve` is made of RESOLVE_*. O_CLOEXEC always."""
         how = ffi.new("uint64_t[3]", [flags | os.O_CLOEXEC, mode, resolve])
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.OPENAT2, dir_fd, _path(path), ffi.sizeof(how), int(ffi.cast("uintptr_t", how)),
             personality=personality, kind=FdFuture, keep=how, names=(path,),
         )  # fmt: skip
 
     def close_fd(self, fd: int, *, personality: int = 0) -> RingFuture[None]:
-        return self.submit(Op.CLOSE, fd, personality=personality, convert=_none)  # type: ignore[no-any-return]
+        return self.submit(Op.CLOSE, fd, personality=personality, convert=_none)
 
     def statx(
         self,
@@ -261,7 +259,7 @@ class Operations:
     ) -> RingFuture[bytes]:
         """struct statx as it is, 256 bytes; `flags` are AT_*, `mask` is made of STATX_*."""
         result = bytes(SIZEOF_STATX)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.STATX, dir_fd, _path(path), mask, _address(result), op_flags=flags,
             personality=personality, convert=_kept, keep=result, names=(path,),
         )  # fmt: skip
@@ -272,7 +270,7 @@ class Operations:
         self, path: Path, *, dir_fd: int = AT_FDCWD, flags: int = 0, personality: int = 0
     ) -> RingFuture[None]:
         """As unlinkat(2); with AT_REMOVEDIR in `flags`, rmdir(2)."""
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.UNLINKAT, dir_fd, _path(path), op_flags=flags,
             personality=personality, convert=_none, names=(path,),
         )  # fmt: skip
@@ -280,7 +278,7 @@ class Operations:
     def mkdirat(
         self, path: Path, mode: int = 0o777, *, dir_fd: int = AT_FDCWD, personality: int = 0
     ) -> RingFuture[None]:
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.MKDIRAT, dir_fd, _path(path), mode,
             personality=personality, convert=_none, names=(path,),
         )  # fmt: skip
@@ -290,7 +288,7 @@ class Operations:
     ) -> RingFuture[None]:
         """Make `path` a symbolic link to `target`."""
         link = _path(path)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.SYMLINKAT, dir_fd, _path(target), 0, _address(link),
             personality=personality, convert=_none, keep=link, names=(target, None, path),
         )  # fmt: skip
@@ -332,7 +330,7 @@ class Operations:
         personality: int,
     ) -> RingFuture[None]:
         new = _path(dst)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             opcode, src_dir_fd, _path(src), dst_dir_fd & U32, _address(new), op_flags=flags,
             personality=personality, convert=_none, keep=new, names=(src, None, dst),
         )  # fmt: skip
@@ -344,7 +342,7 @@ class Operations:
     ) -> RingFuture[bytes]:
         """The value of an attribute of at most `size` bytes, as getxattr(2). Linux 5.19."""
         value, where = _blank(size), _path(path)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.GETXATTR, 0, _path(name), size, _address(value), addr3=_address(where),
             personality=personality, convert=_value, keep=(value, where), names=(path,),
         )  # fmt: skip
@@ -354,7 +352,7 @@ class Operations:
     ) -> RingFuture[bytes]:
         """The value of an attribute of at most `size` bytes, as fgetxattr(2). Linux 5.19."""
         value = _blank(size)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.FGETXATTR, fd, _path(name), size, _address(value),
             personality=personality, convert=_value, keep=(value,),
         )  # fmt: skip
@@ -370,7 +368,7 @@ class Operations:
     ) -> RingFuture[None]:
         """As setxattr(2); `flags` are XATTR_*. Linux 5.19."""
         value, where = bytes(value), _path(path)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.SETXATTR, 0, _path(name), len(value), _address(value), op_flags=flags,
             addr3=_address(where), personality=personality, convert=_none,
             keep=(value, where), names=(path,),
@@ -381,7 +379,7 @@ class Operations:
     ) -> RingFuture[None]:
         """As fsetxattr(2); `flags` are XATTR_*. Linux 5.19."""
         value = bytes(value)
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.FSETXATTR, fd, _path(name), len(value), _address(value), op_flags=flags,
             personality=personality, convert=_none, keep=value,
         )  # fmt: skip
@@ -390,25 +388,25 @@ class Operations:
 
     def poll(self, fd: int, mask: int, *, personality: int = 0) -> RingFuture[int]:
         """The events of `mask` (select.POLLIN ...) that are there, as poll(2), once."""
-        return self.submit(Op.POLL_ADD, fd, op_flags=mask, personality=personality)  # type: ignore[no-any-return]
+        return self.submit(Op.POLL_ADD, fd, op_flags=mask, personality=personality)
 
     def timeout(self, seconds: float, *, personality: int = 0) -> RingFuture[None]:
         """Completes when `seconds` have passed."""
         fraction, whole = math.modf(max(seconds, 0.0))
         spec = ffi.new("struct __kernel_timespec *", (int(whole), int(fraction * 1e9)))
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.TIMEOUT, -1, spec, 1, personality=personality, kind=TimeoutFuture, convert=_none
         )
 
     def nop(self, *, personality: int = 0) -> RingFuture[None]:
-        return self.submit(Op.NOP, -1, personality=personality, convert=_none)  # type: ignore[no-any-return]
+        return self.submit(Op.NOP, -1, personality=personality, convert=_none)
 
     def cancel(self, future: RingFuture[Any], *, personality: int = 0) -> RingFuture[None]:
         """Ask to cancel `future`, and learn what came of it, which future.cancel() does not tell.
 
         FileNotFoundError: it had completed; OSError(EALREADY): it is too far to be stopped.
         """
-        return self.submit(  # type: ignore[no-any-return]
+        return self.submit(
             Op.ASYNC_CANCEL, -1, _number(future._token), personality=personality, convert=_none
         )
 

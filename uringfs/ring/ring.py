@@ -275,7 +275,7 @@ class Ring(Operations):
         convert: Callable[[int, Any], Any] | None = None,
         keep: Any = None,
         names: tuple[Any, ...] = (),
-    ) -> Any:
+    ) -> RingFuture[Any]:
         """Queue one request and return its future; the turn that follows submits it.
 
         Arguments up to `addr3` are the fields of struct io_uring_sqe (`addr`: bytes or a cffi
