@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from uringfs.fs.attrs import AttrOps
 from uringfs.fs.files import FileOps
+from uringfs.fs.ioctl import IoctlOps
+from uringfs.fs.locks import LockOps
 from uringfs.fs.names import NameOps
 
 
-class PassthroughFs(NameOps, AttrOps, FileOps):
+class PassthroughFs(NameOps, AttrOps, FileOps, LockOps, IoctlOps):
     """Mirrors the tree below ``config.root_dir``.
 
     ``io`` may be set to another back end at any time: requests under way finish on the old one,

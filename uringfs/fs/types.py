@@ -128,6 +128,18 @@ class Dirent(NamedTuple):
     name: bytes
 
 
+class FileLock(NamedTuple):
+    """A lock on the bytes ``start`` to ``end``, both included; ``end`` 2**63 - 1: to the end.
+
+    ``type`` is F_RDLCK, F_WRLCK or F_UNLCK; ``pid`` the process that has it, 0 if unknown.
+    """
+
+    start: int
+    end: int
+    type: int
+    pid: int
+
+
 @dataclass(slots=True)
 class SetAttr:
     """The attributes to change; ``None`` leaves one as it is. ``size`` is in bytes.

@@ -1,0 +1,185 @@
+"""POSIX and BSD locks, held on the backing files and so against every other program.
+
+A POSIX lock belongs to a process, and here one process acts for many. Each owner therefore gets
+an open file description of its own for each file it locks, and its locks are open file
+description locks on that (fcntl(2), "Open file description locks"). They go when the description
+is closed. A BSD lock belongs to an open file, which is what a handle is (flock(2)).
+
+One thing POSIX has and these have not: nobody notices a deadlock (EDEADLK).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+
+from uringfs.config import Config
+from uringfs.fs.core import Core
+from uringfs.fs.io import FileIO
+from uringfs.fs.types import FileLock, OwnedFd
+
+LONGEST_PAUSE_S = 0.1
+"""How often a waiting request looks for a lock that another program holds."""
+
+_FLOCK = struct.Struct("@hhqqi4x")
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
+_OFFSET_MAX = 2**63 - 1
+_FLOCK_OPERATIONS = {
+    fcntl.F_RDLCK: fcntl.LOCK_SH,
+    fcntl.F_WRLCK: fcntl.LOCK_EX,
+    fcntl.F_UNLCK: fcntl.LOCK_UN,
+}
+
+
+class _Holder:
+    """One owner's description of one file, and the process that the owner is."""
+
+    __slots__ = ("file", "pid")
+
+    def __init__(self, file: OwnedFd, pid: int) -> None:
+        self.file = file
+        self.pid = pid
+
+
+class Locks:
+    """The owners' open file descriptions, by node id and owner, and who waits for one of them."""
+
+    def __init__(self) -> None:
+        self.holders: dict[int, dict[int, _Holder]] = {}
+        self._released: dict[int, asyncio.Event] = {}
+
+    def drop(self, nodeid: int, owner: int) -> None:
+        """Let go of every POSIX lock the owner has on the file."""
+        owners = self.holders.get(nodeid)
+        if owners is not None and owners.pop(owner, None) is not None:
+            if not owners:
+                del self.holders[nodeid]
+            self.released(nodeid)
+
+    def released(self, nodeid: int) -> None:
+        """Have those who wait for a lock on the file look again."""
+        event = self._released.pop(nodeid, None)
+        if event is not None:
+            event.set()
+
+    async def take(self, nodeid: int, attempt: Callable[[], None], wait: bool) -> None:
+        """Call ``attempt`` until it gets its lock; EAGAIN at once without ``wait``.
+
+        No thread waits in the kernel, where nothing but a signal would end it: a release through
+        this mount wakes the waiter, and one by another program is seen when it looks again.
+        """
+        pause = 0.001
+        while True:
+            try:
+                return attempt()
+            except OSError as exc:
+                if exc.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                if not wait:
+                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+            event = self._released.setdefault(nodeid, asyncio.Event())
+            try:
+                await asyncio.wait_for(event.wait(), pause)
+            except TimeoutError:
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+class LockOps(Core):
+    """Locks. ``owner`` is the kernel's number for a process's table of open files."""
+
+    def __init__(self, config: Config, io: FileIO) -> None:
+        super().__init__(config, io)
+        self.locks = Locks()
+
+    def destroy(self) -> None:
+        self.locks.holders.clear()
+        super().destroy()
+
+    async def getlk(self, nodeid: int, fh: int, owner: int, lock: FileLock) -> FileLock:
+        """F_GETLK: a lock that is in the way of ``lock``, or one of type F_UNLCK."""
+        others = self.locks.holders.get(nodeid, {})
+        mine = others.get(owner)
+        file = mine.file if mine else await self._open_inode(nodeid, os.O_RDONLY)
+        found = _test(file, lock)
+        if found.type == fcntl.F_UNLCK:
+            return found
+        return found._replace(pid=_pid_of_holder(others, found))
+
+    async def setlk(
+        self, nodeid: int, fh: int, owner: int, lock: FileLock, wait: bool = False
+    ) -> None:
+        """F_SETLK, or F_SETLKW with ``wait``: OSError EAGAIN where another has it."""
+        holder = self.locks.holders.get(nodeid, {}).get(owner)
+        if holder is None:
+            if lock.type == fcntl.F_UNLCK:
+                return
+            file = await self._open_for_locks(nodeid)
+            owners = self.locks.holders.setdefault(nodeid, {})
+            holder = owners.setdefault(owner, _Holder(file, lock.pid))
+        file = holder.file
+        await self.locks.take(nodeid, lambda: _set(file, lock), wait)
+        if lock.type != fcntl.F_WRLCK:
+            self.locks.released(nodeid)
+
+    def drop_locks(self, nodeid: int, owner: int) -> None:
+        """close(2) of any descriptor of a file lets go of all POSIX locks its process has on it."""
+        self.locks.drop(nodeid, owner)
+
+    async def flock(self, nodeid: int, fh: int, type: int, wait: bool = False) -> None:
+        """flock(2); ``type`` is F_RDLCK (shared), F_WRLCK (exclusive) or F_UNLCK."""
+        file = self.handles.get(fh, nodeid).file
+        operation = _FLOCK_OPERATIONS.get(type)
+        if operation is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        await self.locks.take(
+            nodeid, lambda: fcntl.flock(file.fd, operation | fcntl.LOCK_NB), wait
+        )
+        if type != fcntl.F_WRLCK:
+            self.locks.released(nodeid)
+
+    async def _open_for_locks(self, nodeid: int) -> OwnedFd:
+        """For writing, which an exclusive lock needs, unless the file cannot be written."""
+        try:
+            return await self._open_inode(nodeid, os.O_RDWR)
+        except OSError as exc:
+            if exc.errno not in (errno.EACCES, errno.EROFS, errno.EISDIR, errno.ETXTBSY):
+                raise
+        return await self._open_inode(nodeid, os.O_RDONLY)
+
+
+def _request(lock: FileLock) -> bytes:
+    if not 0 <= lock.start <= lock.end:
+        raise OSError(errno.EINVAL, "a lock's range ends before it starts")
+    length = 0 if lock.end == _OFFSET_MAX else lock.end - lock.start + 1
+    return _FLOCK.pack(lock.type & 0x7FFF, os.SEEK_SET, lock.start, length, 0)
+
+
+def _set(file: OwnedFd, lock: FileLock) -> None:
+    fcntl.fcntl(file.fd, _F_OFD_SETLK, _request(lock))
+
+
+def _test(file: OwnedFd, lock: FileLock) -> FileLock:
+    answer = fcntl.fcntl(file.fd, _F_OFD_GETLK, _request(lock))
+    type, _, start, length, pid = _FLOCK.unpack(answer)
+    if type == fcntl.F_UNLCK:
+        return lock._replace(type=type, pid=0)
+    return FileLock(start, start + length - 1 if length else _OFFSET_MAX, type, max(pid, 0))
+
+
+def _pid_of_holder(holders: dict[int, _Holder], found: FileLock) -> int:
+    """Whose lock it is: the kernel names no process for these locks (-1).
+
+    A holder's own lock is not in its own way, so it is the one for whom that range is free. 0 if
+    it is another program's, or if several share it.
+    """
+    if found.pid:
+        return found.pid
+    exclusive = found._replace(type=fcntl.F_WRLCK)
+    for holder in holders.values():
+        if _test(holder.file, exclusive).type == fcntl.F_UNLCK:
+            return holder.pid
+    return 0

@@ -1,0 +1,259 @@
+"""Bytes in, an operation of the file system, bytes out: the protocol without any I/O.
+
+A session reads a message into a :class:`Request` and calls :meth:`Dispatcher.dispatch`. What it
+gets back it writes to the kernel. Whatever the message holds, the dispatcher answers it: nothing
+but an exit of the whole program gets past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Coroutine
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from uringfs.config import Config
+from uringfs.fs.errors import errno_of
+from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.types import Entry, Opened
+from uringfs.fuse import abi, replies
+from uringfs.fuse.negotiate import Agreement, Offer, negotiate
+from uringfs.fuse.opcodes import OPERATIONS, Operation
+from uringfs.fuse.request import Reply, Request, SecurityContexts
+from uringfs.fuse.stepping import Started
+
+log = logging.getLogger(__name__)
+
+INTERRUPT_GRACE_S = 1.0
+"""How long an interrupted request may go on before it is cancelled.
+
+Reads, writes and metadata of a local file system take no notice of signals, and programs rely on
+it (Go's runtime and every profiler send signals all the time). What ends soon is let end; what a
+dead disk or server holds up can still be interrupted.
+"""
+
+_HEADER = abi.IN_HEADER.size
+_NO_REPLY: Reply = ()
+
+
+class Dispatcher:
+    """Answers the requests of one connection. ``counts`` are requests by opcode."""
+
+    def __init__(
+        self, fs: PassthroughFs, config: Config, *, max_background: int, max_write: int
+    ) -> None:
+        self.fs = fs
+        self.attr_valid = abi.split_timeout(config.attr_timeout)
+        self.counts = Counter[int]()
+        self.agreement: Agreement | None = None
+        self._config = config
+        self._max_background = max_background
+        self._max_write = max_write
+        self._waiting: dict[int, tuple[asyncio.Task[Any], Operation]] = {}
+
+    def dispatch(self, request: Request, length: int) -> Reply | None:
+        """Answer the ``length`` bytes of ``request.message``.
+
+        None: it waits, and ``request.finish`` will be called. Needs a running event loop.
+        """
+        if length < _HEADER:
+            log.error("message of %d bytes, shorter than its header: dropped", length)
+            return _NO_REPLY
+        (
+            total, opcode, request.unique, request.nodeid, request.uid, request.gid, request.pid,
+            extensions,
+        ) = abi.IN_HEADER.unpack_from(request.message)  # fmt: skip
+        operation = OPERATIONS.get(opcode)
+        if operation is None:
+            return self._unknown(request, opcode)
+        self.counts[opcode] += 1
+        try:
+            if total != length:
+                raise _malformed("length is not that of its header")
+            arguments = _arguments(operation, request, length, extensions)
+            value = operation.start(self, request, *arguments)
+            if type(value) is CoroutineType:
+                awaited = value.send(None)
+                self._wait(operation, request, Started(value, awaited))
+                return None
+        except StopIteration as stop:
+            value = stop.value
+        except (Exception, asyncio.CancelledError) as exc:
+            return self._failed(operation, request, exc)
+        return self._reply(operation, request, value)
+
+    def interrupt(self, unique: int) -> None:
+        """Have a waiting request answer EINTR: at once, or if it has not ended soon."""
+        if unique in self._waiting:
+            task, operation = self._waiting[unique]
+            if operation.waits:
+                task.cancel()
+            else:
+                task.get_loop().call_later(INTERRUPT_GRACE_S, task.cancel)
+
+    async def close(self) -> None:
+        """Cancel what waits, and see it end."""
+        tasks = [task for task, _ in self._waiting.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def negotiate(
+        self, major: int, minor: int, max_readahead: int, flags: int, rest: memoryview
+    ) -> tuple[int, ...]:
+        """Answer INIT: the fields of ``fuse_init_out``."""
+        if flags & abi.InitFlags.INIT_EXT and len(rest) >= 4:
+            flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
+        self.agreement = negotiate(
+            Offer(major, minor, max_readahead, flags),
+            self._config,
+            max_background=self._max_background,
+            max_write=self._max_write,
+        )
+        log.info(
+            "FUSE %d.%d, offered %r, taken %r",
+            major, minor, abi.InitFlags(flags), self.agreement.flags,
+        )  # fmt: skip
+        self.fs.negotiated(self.agreement.features)
+        return self.agreement.fields()
+
+    def made(
+        self, request: Request, name: bytes | None, making: Coroutine[Any, Any, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """What makes a file, with its security labels set if the kernel sent any."""
+        return self._labelled(request, name, making) if request.security else making
+
+    async def _labelled(
+        self, request: Request, name: bytes | None, making: Coroutine[Any, Any, Any]
+    ) -> Any:
+        """A file that cannot be labelled must not be left behind without its label."""
+        labels, parent = request.security, request.nodeid
+        made: Entry | tuple[Entry, Opened] = await making
+        entry, opened = (made, None) if isinstance(made, Entry) else made
+        try:
+            for label, value in labels:
+                await self.fs.setxattr(entry.nodeid, label, value, 0)
+        except OSError:
+            if opened is not None:
+                await self.fs.release(entry.nodeid, opened.fh)
+            self.fs.forget(entry.nodeid, 1)
+            if name is not None:
+                directory = entry.attr.mode & 0o170000 == 0o040000
+                await (self.fs.rmdir if directory else self.fs.unlink)(parent, name)
+            raise
+        return made
+
+    def _wait(self, operation: Operation, request: Request, started: Started) -> None:
+        task = asyncio.get_running_loop().create_task(started)
+        self._waiting[request.unique] = task, operation
+        task.add_done_callback(partial(self._waited, operation, request))
+
+    def _waited(self, operation: Operation, request: Request, task: asyncio.Task[Any]) -> None:
+        self._waiting.pop(request.unique, None)
+        try:
+            reply = self._reply(operation, request, task.result())
+        except (Exception, asyncio.CancelledError) as exc:
+            reply = self._failed(operation, request, exc)
+        request.finish(reply)
+
+    def _reply(self, operation: Operation, request: Request, value: Any) -> Reply:
+        if operation.reply is None:
+            return _NO_REPLY
+        try:
+            return operation.reply(self, request, value)
+        except Exception as exc:
+            return self._failed(operation, request, exc)
+
+    def _failed(self, operation: Operation, request: Request, exc: BaseException) -> Reply:
+        code = errno_of(exc)
+        log.debug("%s of node %d: %s", operation.opcode.name, request.nodeid, exc)
+        if operation.reply is None:
+            return _NO_REPLY
+        return replies.error(request.unique, code)
+
+    def _unknown(self, request: Request, opcode: int) -> Reply:
+        log.debug("opcode %d is not known: ENOSYS", opcode)
+        return replies.error(request.unique, errno.ENOSYS)
+
+
+def _malformed(what: str) -> OSError:
+    return OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {what}")
+
+
+def _arguments(
+    operation: Operation, request: Request, length: int, extensions: int
+) -> tuple[Any, ...]:
+    """The arguments after the header, in the order of the wire. OSError EINVAL if malformed."""
+    end = length - extensions * 8
+    start = _HEADER + operation.args.size
+    if end < start:
+        raise _malformed("too short for its arguments")
+    if extensions or request.security or request.groups:
+        request.groups, request.security = _extensions(request.message[end:length])
+    fixed = operation.args.unpack_from(request.message, _HEADER)
+    names = operation.names
+    if names == 0:
+        if operation.data:
+            return *fixed, request.message[start:end]
+        if start != end:
+            raise _malformed("too long")
+        return fixed
+    parts = bytes(request.message[start:end]).split(b"\0", names)
+    if len(parts) != names + 1:
+        raise _malformed("a name lacks its NUL")
+    rest = parts.pop()
+    if operation.data:
+        return *fixed, *parts, request.message[end - len(rest) : end]
+    if rest:
+        raise _malformed("too long")
+    return *fixed, *parts
+
+
+def _extensions(area: memoryview) -> tuple[tuple[int, ...] | None, SecurityContexts]:
+    """Supplementary groups and security contexts from the end of a message."""
+    groups: tuple[int, ...] | None = None
+    security: SecurityContexts = ()
+    while area:
+        if len(area) < abi.EXT_HEADER.size:
+            raise _malformed("extension cut short")
+        size, kind = abi.EXT_HEADER.unpack_from(area)
+        if not abi.EXT_HEADER.size <= size <= len(area):
+            raise _malformed("extension of a wrong size")
+        body = area[abi.EXT_HEADER.size : size]
+        if kind <= abi.FUSE_MAX_NR_SECCTX:
+            security = _security_contexts(body, kind)
+        elif kind == abi.FUSE_EXT_GROUPS:
+            groups = _supp_groups(body)
+        area = area[size:]
+    return groups, security
+
+
+def _supp_groups(body: memoryview) -> tuple[int, ...]:
+    if len(body) < abi.SUPP_GROUPS.size:
+        raise _malformed("groups cut short")
+    (count,) = abi.SUPP_GROUPS.unpack_from(body)
+    numbers = body[abi.SUPP_GROUPS.size :]
+    if count * 4 > len(numbers):
+        raise _malformed("more groups than it holds")
+    return tuple(numbers[: count * 4].cast("I"))
+
+
+def _security_contexts(body: memoryview, count: int) -> SecurityContexts:
+    contexts = []
+    for _ in range(count):
+        if len(body) < abi.SECCTX.size:
+            raise _malformed("security context cut short")
+        (size,) = abi.SECCTX.unpack_from(body)
+        name, nul, rest = bytes(body[abi.SECCTX.size :]).partition(b"\0")
+        if not nul or not name or len(rest) < size:
+            raise _malformed("security context of a wrong size")
+        contexts.append((name, rest[:size]))
+        body = body[abi.SECCTX.size + len(name) + 1 + size :]
+    return tuple(contexts)

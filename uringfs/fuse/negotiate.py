@@ -1,0 +1,115 @@
+"""What session and kernel agree on at INIT: a pure function of the kernel's offer and the options.
+
+A flag is taken where the kernel offers it and a passthrough is better with it; each says why.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from typing import NamedTuple
+
+from uringfs.config import CachePolicy, Config
+from uringfs.fs.types import Features
+from uringfs.fuse.abi import FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, InitFlags
+
+MIN_MINOR = 31
+"""Linux 5.4, the first with virtiofs: from here on the structures have their present layout."""
+
+_ALWAYS = (
+    InitFlags.INIT_EXT  # flags beyond bit 31
+    | InitFlags.ASYNC_READ  # several reads of one file at once
+    | InitFlags.ASYNC_DIO  # libaio and io_uring keep their queue depth
+    | InitFlags.BIG_WRITES
+    | InitFlags.MAX_PAGES  # transfers of max_write bytes
+    | InitFlags.PARALLEL_DIROPS  # the backing file system has its own locks
+    | InitFlags.ATOMIC_O_TRUNC  # open with O_TRUNC is one request, as it is one system call
+    | InitFlags.EXPORT_SUPPORT  # "." and ".." can be looked up: NFS export, open_by_handle_at
+    | InitFlags.POSIX_LOCKS  # locks hold against programs outside the mount, too
+    | InitFlags.FLOCK_LOCKS
+    | InitFlags.CREATE_SUPP_GROUP  # create with the directory's group as supplementary group
+    | InitFlags.DIRECT_IO_ALLOW_MMAP  # cache_policy=never would forbid shared mappings otherwise
+    | InitFlags.ABORT_ERROR  # an aborted connection reads ECONNABORTED, an unmounted one ENODEV
+)
+"""Left alone: SPLICE_* (data goes through page-aligned slots), DONT_MASK and POSIX_ACL (default
+ACLs are the backing file system's), HANDLE_KILLPRIV (V2 says when), SETXATTR_EXT (of use with
+POSIX_ACL alone), SUBMOUNTS and ALLOW_IDMAP."""
+
+
+class Offer(NamedTuple):
+    """``fuse_init_in``, its two words of flags made one."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+class Agreement(NamedTuple):
+    """``fuse_init_out``, and what the operations have to know of it."""
+
+    flags: InitFlags
+    max_readahead: int
+    max_background: int
+    max_write: int
+    features: Features
+
+    def fields(self) -> tuple[int, ...]:
+        """The fields of ``fuse_init_out``."""
+        return (
+            FUSE_KERNEL_VERSION, FUSE_KERNEL_MINOR_VERSION, self.max_readahead,
+            self.flags & 0xFFFFFFFF, self.max_background, max(1, self.max_background * 3 // 4),
+            self.max_write, 1, self.max_write // mmap.PAGESIZE, 0, self.flags >> 32, 0, 0,
+        )  # fmt: skip
+
+
+def negotiate(
+    offer: Offer, config: Config, *, max_background: int, max_write: int
+) -> Agreement:
+    """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size.
+
+    Raises OSError EPROTO for a kernel too old. A newer major version gets ours back, and the
+    kernel asks again with that (linux/fuse.h, "Version negotiation").
+    """
+    if (offer.major, offer.minor) < (FUSE_KERNEL_VERSION, MIN_MINOR):
+        raise OSError(
+            errno.EPROTO,
+            f"kernel speaks FUSE {offer.major}.{offer.minor}, "
+            f"needed is {FUSE_KERNEL_VERSION}.{MIN_MINOR} (Linux 5.4)",
+        )
+    if offer.major > FUSE_KERNEL_VERSION:
+        return Agreement(InitFlags(0), 0, 0, 0, Features())
+    flags = InitFlags(offer.flags) & (_ALWAYS | _by_options(config))
+    features = Features(
+        writeback=InitFlags.WRITEBACK_CACHE in flags,
+        no_open=InitFlags.NO_OPEN_SUPPORT in flags,
+        no_opendir=InitFlags.NO_OPENDIR_SUPPORT in flags,
+        killpriv_v2=InitFlags.HANDLE_KILLPRIV_V2 in flags,
+        perfile_dax=InitFlags.HAS_INODE_DAX in flags,
+    )
+    return Agreement(flags, offer.max_readahead, max_background, max_write, features)
+
+
+def _by_options(config: Config) -> InitFlags:
+    flags = InitFlags(0)
+    if config.cache_policy is CachePolicy.ALWAYS:
+        # Nobody else changes the tree, so a changed mtime says nothing about cached pages, and a
+        # symbolic link keeps its target.
+        flags |= InitFlags.CACHE_SYMLINKS
+    else:
+        flags |= InitFlags.AUTO_INVAL_DATA
+    if not config.no_readdir:
+        flags |= InitFlags.DO_READDIRPLUS | InitFlags.READDIRPLUS_AUTO
+    if config.writeback:
+        flags |= InitFlags.WRITEBACK_CACHE
+    if config.no_open:
+        flags |= InitFlags.NO_OPEN_SUPPORT
+    if config.no_opendir:
+        flags |= InitFlags.NO_OPENDIR_SUPPORT
+    if config.killpriv_v2:
+        flags |= InitFlags.HANDLE_KILLPRIV_V2
+    if config.xattr:
+        flags |= InitFlags.SECURITY_CTX  # the label of a new file is an extended attribute
+    if config.dax_file_size is not None:
+        flags |= InitFlags.HAS_INODE_DAX
+    return flags
