@@ -27,6 +27,10 @@ class FileIO(Protocol):
     def name(self) -> str:
         """What logs and ``status`` call it."""
 
+    @property
+    def inline(self) -> bool:
+        """Whether readv and writev are plain system calls, which a session may make itself."""
+
     async def openat(
         self,
         dir_fd: int,

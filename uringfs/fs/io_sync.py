@@ -22,6 +22,7 @@ class SyncFileIO:
     """Every call blocks the event loop for as long as the kernel takes."""
 
     name = "sync"
+    inline = True
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return func(*args, **kwargs)
@@ -88,6 +89,8 @@ class PooledFileIO(SyncFileIO):
     Credentials are per thread and each call is one function, so a call that acts as somebody
     else does so from its first to its last instruction within one worker.
     """
+
+    inline = False
 
     def __init__(self, threads: int) -> None:
         self.name = f"sync, {threads} threads"

@@ -97,13 +97,17 @@ class Dispatcher:
             else:
                 task.get_loop().call_later(INTERRUPT_GRACE_S, task.cancel)
 
-    async def close(self) -> None:
-        """Cancel what waits, and see it end."""
-        tasks = [task for task, _ in self._waiting.values()]
-        for task in tasks:
+    async def close(self, grace: float) -> None:
+        """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""
+        for task, operation in self._waiting.values():
+            if operation.waits:
+                task.cancel()
+        if self._waiting:
+            await asyncio.wait([task for task, _ in self._waiting.values()], timeout=grace)
+        for task, _ in self._waiting.values():
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._waiting:
+            await asyncio.wait([task for task, _ in self._waiting.values()])
 
     def negotiate(
         self, major: int, minor: int, max_readahead: int, flags: int, rest: memoryview
