@@ -1,0 +1,157 @@
+"""Mounts for tests: one of a test's own, and one that a module's tests share."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.mount.harness import COMBINATIONS, Combination, Mounted
+from tests.mount.trees import Pair
+
+EXT4_BYTES = 512 << 20
+
+
+class NewMount(Protocol):
+    """Makes a mount that lives as long as the test; ``flags`` go before SOURCE."""
+
+    def __call__(
+        self,
+        *flags: str,
+        source: Path | None = None,
+        wait: bool = True,
+        before_exec: Callable[[], None] | None = None,
+    ) -> Mounted: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.mount)
+
+
+def _umount(path: Path) -> None:
+    subprocess.run(["umount", "-l", path], check=True, timeout=30)
+
+
+@pytest.fixture(scope="session")
+def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """A directory on a tmpfs."""
+    path = tmp_path_factory.mktemp("tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True, timeout=30)
+    try:
+        yield path
+    finally:
+        _umount(path)
+
+
+@pytest.fixture(scope="session")
+def ext4(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
+    """A directory on a fresh ext4, on a loop device."""
+    image, path = tmpfs / "ext4.img", tmp_path_factory.mktemp("ext4")
+    with image.open("wb") as file:
+        file.truncate(EXT4_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", image, path], check=True, timeout=30)
+    try:
+        yield path
+    finally:
+        _umount(path)
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    """Session and I/O back end."""
+    found: Combination = request.param
+    return found
+
+
+@pytest.fixture(scope="module", params=["tmpfs", "ext4"])
+def backing(request: pytest.FixtureRequest) -> Path:
+    """A directory on the file system that is mirrored."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+_numbers = itertools.count()
+
+
+def fresh(parent: Path, name: str) -> Path:
+    """A new empty directory."""
+    path = parent / f"{name}{next(_numbers)}"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def new_mount(combination: Combination, tmpfs: Path, tmp_path: Path) -> Generator[NewMount]:
+    """Make mounts, of the combination's kind, that end with the test."""
+    made: list[Mounted] = []
+
+    def make(
+        *flags: str,
+        source: Path | None = None,
+        wait: bool = True,
+        before_exec: Callable[[], None] | None = None,
+    ) -> Mounted:
+        number = len(made)
+        made.append(
+            Mounted(
+                source or fresh(tmpfs, "source"),
+                fresh(tmp_path, "mnt"),
+                tmp_path / f"log{number}",
+                combination.flags + flags,
+                before_exec,
+            )
+        )
+        if wait:
+            made[-1].wait_live()
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        failures = []
+        for mounted in made:
+            try:
+                mounted.end()
+            except AssertionError as exc:
+                failures.append(exc)
+        if failures:
+            raise ExceptionGroup("mounts did not end well", failures)
+
+
+@pytest.fixture
+def mount(new_mount: NewMount) -> Mounted:
+    """A live mount of the test's own."""
+    return new_mount()
+
+
+@pytest.fixture(scope="module")
+def shared_mount(
+    combination: Combination, backing: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Mounted]:
+    """A live mount, with extended attributes, that the tests of a module share."""
+    top = tmp_path_factory.mktemp("shared")
+    flags = (*combination.flags, "-o", "xattr,allow_other")
+    mounted = Mounted(fresh(backing, "shared"), fresh(top, "mnt"), top / "log", flags)
+    try:
+        mounted.wait_live()
+        yield mounted
+    finally:
+        mounted.end()
+
+
+@pytest.fixture
+def pair(shared_mount: Mounted, backing: Path) -> Generator[Pair]:
+    """A directory on the shared mount and its oracle; they are compared after the test."""
+    source = fresh(shared_mount.source, "pair")
+    pair = Pair(shared_mount.path / source.name, source, fresh(backing, "oracle"))
+    yield pair
+    pair.check(xattrs=True)
+    trouble = shared_mount.new_trouble()
+    assert not trouble, trouble

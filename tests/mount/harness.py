@@ -1,0 +1,200 @@
+"""A real ``uringfs mount`` as a subprocess: start it, watch its log, end it, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from uringfs.fuse.mounts import mount_at
+
+URINGFS = [sys.executable, "-m", "uringfs"]
+TIMEOUT_S = 30.0
+TROUBLE = re.compile(r"Traceback|ERROR|CRITICAL|Warning:|never awaited", re.MULTILINE)
+
+
+class Combination(NamedTuple):
+    """One way to serve a mount: what the tests call it, and the flags that choose it."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+COMBINATIONS = [
+    Combination(f"{session}-{io}", (f"--session={session}", *flags))
+    for session in ("pyfuse3",)
+    for io, flags in (
+        ("async", ("--async-io",)),
+        ("sync", ("--no-async-io",)),
+        ("pool", ("--no-async-io", "--thread-pool-size=4")),
+    )
+]
+ASYNC = [each for each in COMBINATIONS if each.name.endswith("async")]
+"""One combination for each session: for what does not depend on how data moves."""
+
+
+def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [*URINGFS, *words], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **kwargs
+    )
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT_S) -> None:
+    """Poll; fails the test when it does not come true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s for: {what}"
+        time.sleep(0.01)
+
+
+class Mounted:
+    """A running mount: ``source`` as its server sees it, ``path`` as its users do."""
+
+    def __init__(
+        self,
+        source: Path,
+        path: Path,
+        log: Path,
+        flags: tuple[str, ...],
+        before_exec: Callable[[], None] | None = None,
+    ) -> None:
+        self.source = source
+        self.path = path
+        self._log = log
+        self._read = 0
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [*URINGFS, "mount", *flags, source, path],
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                preexec_fn=before_exec,
+            )
+
+    def wait_live(self) -> None:
+        """Return when the kernel has been answered and the server has said so."""
+
+        def live() -> bool:
+            assert self.process.poll() is None, f"the server ended: {self.log()}"
+            return "stop it with" in self.log() and mount_at(str(self.path)) is not None
+
+        wait_until(live, "the mount to be live")
+
+    def log(self) -> str:
+        """All that the server has written to stderr."""
+        return self._log.read_text(errors="backslashreplace")
+
+    def new_trouble(self) -> str:
+        """What was logged since the last call, if there is an error in it; else nothing."""
+        text = self.log()
+        new, self._read = text[self._read :], len(text)
+        return new if TROUBLE.search(new) else ""
+
+    def ctl(self, *words: str) -> dict[str, Any]:
+        """Ask the server; the answer's fields."""
+        done = uringfs("ctl", self.path, *words)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def status(self) -> dict[str, Any]:
+        return self.ctl("status")
+
+    def kill(self) -> None:
+        """End the server as a crash would: with SIGKILL. The mount stays behind."""
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
+
+    def wait_end(self) -> int:
+        """The exit status, once the server has ended by itself."""
+        return self.process.wait(TIMEOUT_S)
+
+    @property
+    def is_mounted(self) -> bool:
+        return mount_at(str(self.path)) is not None
+
+    def end(self) -> None:
+        """Unmount, and assert that the server ends well and leaves nothing."""
+        forced = []
+        try:
+            if self.is_mounted and not _umount(self.path):
+                forced.append("umount was refused: something still uses the mount")
+                _umount(self.path, "-l")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(TIMEOUT_S)
+        finally:
+            forced += self._force()
+        assert not forced, f"{forced}; log: {self.log()}"
+        killed = self.process.returncode == -signal.SIGKILL
+        assert self.process.returncode == 0 or killed, self.log()
+        assert not self.new_trouble(), self.log()
+
+    def _force(self) -> list[str]:
+        """Whatever it takes; says what it took."""
+        took = []
+        mounted = mount_at(str(self.path))
+        if mounted is not None:
+            took.append("a mount was left")
+            with contextlib.suppress(OSError):
+                (mounted.connection / "abort").write_text("1")
+            _umount(self.path, "-l")
+        if self.process.poll() is None:
+            took.append("the server did not end")
+            self.kill()
+        return took
+
+
+def _umount(path: Path, *flags: str) -> bool:
+    done = subprocess.run(
+        ["umount", *flags, path], capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+    return done.returncode == 0
+
+
+def as_user(
+    uid: int,
+    gid: int,
+    work: Callable[[], Any],
+    *,
+    groups: tuple[int, ...] = (),
+    umask: int = 0o022,
+    directory: Path | None = None,
+) -> Any:
+    """Do ``work`` in a child that is that user, beginning in ``directory``; what it returns.
+
+    The directory is entered as root: what lies above it may be closed to the user. An OSError
+    of the work's is raised here again.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer: dict[str, Any] = {"crash": True}
+        try:
+            os.chdir(directory or "/")
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            os.umask(umask)
+            answer = {"value": work()}
+        except OSError as exc:
+            answer = {"errno": exc.errno, "text": str(exc)}
+        finally:
+            os.write(writing, json.dumps(answer).encode())
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    os.waitpid(pid, 0)
+    assert "crash" not in answer, "the child failed; its traceback is on stderr"
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["text"])
+    return answer["value"]

@@ -1,0 +1,127 @@
+"""Compare a mount with a plain directory: what an operation answers, and the tree it leaves."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What an operation returned, or the name of the errno it failed with."""
+
+    value: Any
+    error: str | None = None
+
+
+def outcome_of(operation: Callable[..., Any], *args: Any) -> Outcome:
+    try:
+        return Outcome(operation(*args))
+    except OSError as exc:
+        return Outcome(None, errno.errorcode[exc.errno or 0])
+
+
+class Node(NamedTuple):
+    """What two trees that went through the same have in common about one file."""
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int | None
+    content: bytes | None
+    xattrs: tuple[tuple[str, bytes], ...]
+
+
+def content_of(path: bytes, status: os.stat_result) -> bytes | None:
+    if stat.S_ISLNK(status.st_mode):
+        return os.readlink(path)
+    if stat.S_ISREG(status.st_mode):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    return None
+
+
+def _xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
+    try:
+        names = sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError:
+        return ()
+    return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
+
+
+def node(path: bytes, *, xattrs: bool = False) -> Node:
+    status = os.lstat(path)
+    directory = stat.S_ISDIR(status.st_mode)
+    return Node(
+        status.st_mode,
+        status.st_nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_rdev,
+        None if directory else status.st_size,
+        content_of(path, status),
+        _xattrs(path) if xattrs else (),
+    )
+
+
+def paths(top: Path) -> list[bytes]:
+    """Every name below ``top``, relative, sorted."""
+    start = os.fsencode(top)
+    found = []
+    for directory, names, files in os.walk(start):
+        found += [os.path.relpath(os.path.join(directory, name), start) for name in names + files]
+    return sorted(found)
+
+
+def tree(top: Path, *, xattrs: bool = False) -> dict[bytes, Node]:
+    """All that is below ``top``."""
+    start = os.fsencode(top)
+    return {name: node(os.path.join(start, name), xattrs=xattrs) for name in paths(top)}
+
+
+EXACT = (
+    "st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_rdev",
+    "st_mtime_ns", "st_ctime_ns",
+)  # fmt: skip
+"""stat fields that a mount shows as its source has them, to the last bit; st_dev is its own, and
+an access time may be kept in the kernel's cache."""
+
+
+def exact(top: Path) -> dict[bytes, tuple[int, ...]]:
+    """The stat fields of everything below ``top``."""
+    start = os.fsencode(top)
+    return {
+        name: tuple(getattr(os.lstat(os.path.join(start, name)), field) for field in EXACT)
+        for name in paths(top)
+    }
+
+
+class Pair:
+    """A directory on a mount and a plain one beside it, that go through the same."""
+
+    def __init__(self, mounted: Path, source: Path, oracle: Path) -> None:
+        self.mounted = mounted
+        self.source = source
+        self.oracle = oracle
+
+    def both(self, operation: Callable[..., Any], *args: Any) -> Any:
+        """Do it on the mount and on the oracle: the same answer, which is returned or raised."""
+        result, expected = (
+            outcome_of(operation, top, *args) for top in (self.mounted, self.oracle)
+        )
+        assert result == expected
+        if expected.error is not None:
+            code = getattr(errno, expected.error)
+            raise OSError(code, os.strerror(code))
+        return expected.value
+
+    def check(self, *, xattrs: bool = False) -> None:
+        """The same trees; and the mount shows what lies in its source."""
+        assert tree(self.mounted, xattrs=xattrs) == tree(self.oracle, xattrs=xattrs)
+        assert exact(self.mounted) == exact(self.source)
