@@ -16,6 +16,9 @@ struct uf_ring {
     uint32_t sq_entries;
     uint32_t cq_entries;
     int fd;
+    uint64_t spin_ns;
+    uint64_t spins;
+    uint64_t spin_hits;
     uint8_t opcodes[256];
     ...;
 };
@@ -37,6 +40,7 @@ void uf_ring_close(struct uf_ring *r);
 int uf_push(struct uf_ring *r, uint64_t user_data, uint8_t opcode, uint8_t sqe_flags, int32_t fd,
             void *addr, uint32_t len, int64_t off, uint32_t op_flags, uint16_t buf_index,
             uint16_t personality, int32_t splice_fd_in, uint64_t addr3);
+int uf_submit(struct uf_ring *r);
 int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out);
 int uf_peek(struct uf_ring *r, struct uf_batch *out);
 bool uf_pending(struct uf_ring *r);

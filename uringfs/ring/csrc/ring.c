@@ -1,7 +1,7 @@
 /* A thin shim over liburing: set-up, one generic SQE writer, and one call per loop turn.
  * Every function returns 0 or a count, or a negated errno, as liburing does.
  * cffi releases the GIL around each call; Ring (ring.py) keeps callers to one thread. */
-#include "ring.h"
+#include "pump.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -39,6 +39,11 @@ int uf_ring_open(struct uf_ring *r, uint32_t entries, uint32_t cq_entries, uint3
     r->fd = r->uring.ring_fd;
     probe_opcodes(r);
     return 0;
+}
+
+int uf_submit(struct uf_ring *r)
+{
+    return io_uring_submit(&r->uring);
 }
 
 int uf_ring_enable(struct uf_ring *r)
@@ -96,21 +101,26 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
     unsigned head, seen = 0;
     int n = 0;
 
+    if (r->pump)
+        uf_pump_tick(r->pump);
     io_uring_for_each_cqe(&r->uring, head, cqe)
     {
         if (n == UF_BATCH)
             break;
         seen++;
-        if (cqe->user_data >> UF_TAG_SHIFT >= UF_TAG_FIRST_C) {
-            ++*consumed;
-            continue;
-        }
         out->user_data[n] = cqe->user_data;
         out->res[n] = cqe->res;
         out->flags[n] = cqe->flags;
-        n++;
+        if (cqe->user_data >> UF_TAG_SHIFT >= UF_TAG_FIRST_C &&
+            !(r->pump && uf_pump_complete(r->pump, cqe, &out->user_data[n], &out->res[n])))
+            ++*consumed;
+        else
+            n++;
     }
     io_uring_cq_advance(&r->uring, seen);
+    r->last_batch = seen;
+    if (r->pump && seen)
+        uf_pump_settle(r->pump);
     return n;
 }
 
@@ -134,8 +144,54 @@ static bool is_passing(int rc)
     return rc == -ETIME || rc == -EINTR || rc == -EBUSY || rc == -EAGAIN;
 }
 
+/* Whether a turn would find completions, as far as the kernel tells without being entered. */
+bool uf_pending(struct uf_ring *r)
+{
+    unsigned flags = IO_URING_READ_ONCE(*r->uring.sq.kflags);
+    return io_uring_cq_ready(&r->uring) || flags & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
+}
+
+static void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Look for completions for a while before sleeping, since a sleeping virtual CPU wakes slowly.
+ * Only while little is going on at a time: a full queue needs no wake-up. Looking in vain again
+ * and again, it looks less and less often (at the least, once in 4096 waits). */
+static bool spin(struct uf_ring *r)
+{
+    if (!r->spin_ns || r->last_batch > 4 || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
+        return false;
+    if (r->spin_skip) {
+        r->spin_skip--;
+        return false;
+    }
+    int64_t end = now_ns() + (int64_t)r->spin_ns;
+    io_uring_submit_and_get_events(&r->uring);
+    r->spins++;
+    do {
+        if (uf_pending(r)) {
+            r->spin_hits++;
+            r->spin_misses = 0;
+            return true;
+        }
+        for (int i = 0; i < 16; i++)
+            cpu_relax();
+    } while (now_ns() < end);
+    if (++r->spin_misses >= 4)
+        r->spin_skip = r->spin_misses < 12 ? 1u << r->spin_misses : 4096;
+    return false;
+}
+
 static int enter(struct uf_ring *r, int64_t timeout_ns)
 {
+    if (timeout_ns != 0 && spin(r))
+        timeout_ns = 0;
     if (timeout_ns == 0)
         return io_uring_submit_and_get_events(&r->uring);
     /* A time limit is always given: without one liburing would wait again after a signal that
@@ -165,6 +221,8 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
         int n = reap(r, out, &consumed);
         if (n > 0)
             return n;
+        if (rc == -EINTR)
+            return 0;
         /* DEFER_TASKRUN and overflowed completions appear only after another enter. */
         if (consumed && io_uring_cq_has_overflow(&r->uring))
             continue;
@@ -176,13 +234,6 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
                 return 0;
         }
     }
-}
-
-/* Whether a turn would find completions, as far as the kernel tells without being entered. */
-bool uf_pending(struct uf_ring *r)
-{
-    unsigned flags = IO_URING_READ_ONCE(*r->uring.sq.kflags);
-    return io_uring_cq_ready(&r->uring) || flags & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
 }
 
 int uf_register_eventfd(struct uf_ring *r, int fd)

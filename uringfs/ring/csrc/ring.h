@@ -21,8 +21,17 @@ struct uf_ring {
     uint32_t sq_entries;
     uint32_t cq_entries;
     int fd;
+    struct uf_pump *pump;
+    uint64_t spin_ns; /* how long to look for completions before sleeping; 0: not at all */
+    uint32_t spin_misses;
+    uint32_t spin_skip;
+    uint32_t last_batch; /* completions found by the last look */
+    uint64_t spins;
+    uint64_t spin_hits;
     uint8_t opcodes[256]; /* 1 where IORING_REGISTER_PROBE says the kernel has the opcode */
 };
+
+struct uf_pump;
 
 struct uf_batch {
     uint64_t user_data[UF_BATCH];

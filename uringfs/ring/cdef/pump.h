@@ -1,0 +1,45 @@
+/* What Python sees of csrc/pump.c. */
+
+#define UF_TAG_REQUEST ...
+#define UF_NO_SLOT ...
+#define UF_PAGE ...
+#define UF_IN_SIZE ...
+#define UF_OPCODES ...
+#define UF_BUCKETS ...
+#define UF_HANDLE_FAST ...
+
+struct uf_handle {
+    ...;
+};
+
+struct uf_pump {
+    struct uf_ring *ring;
+    int device_fd;
+    uint8_t *memory;
+    uint32_t slot_count;
+    uint32_t slot_size;
+    uint32_t max_transfer;
+    uint32_t fixed_bytes;
+    uint32_t fixed_base;
+    uint32_t flag_mask;
+    uint16_t no_fsetid;
+    bool fast;
+    struct uf_handle *handles;
+    uint32_t handle_count;
+    uint32_t free_slots;
+    uint64_t requests[...];
+    uint64_t fast_requests[...];
+    uint64_t latency[...][...];
+    uint64_t bytes_read;
+    uint64_t bytes_written;
+    uint64_t starved;
+    ...;
+};
+
+int uf_pump_open(struct uf_pump *p);
+void uf_pump_close(struct uf_pump *p);
+int uf_pump_start(struct uf_pump *p);
+int uf_pump_stop(struct uf_pump *p);
+int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
+void uf_pump_drop(struct uf_pump *p, uint32_t slot);
+int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);

@@ -1,0 +1,495 @@
+/* The pump moves file data between a FUSE device and backing files, all of it on one io_uring.
+ *
+ * One multishot read (IORING_OP_READ_MULTISHOT) on the device lasts as long as the mount: the
+ * kernel picks a free slot for each request and posts a completion, so requests arrive without a
+ * system call of their own. A READ, WRITE or FSYNC on a handle of the shared table becomes a
+ * chain of two entries: the transfer on the backing file, and behind it the reply, written before
+ * it is known whether the transfer will succeed. If it does, in full, the kernel goes on to the
+ * reply by itself and only the reply posts a completion. If not, the chain breaks, the transfer
+ * posts its result, and the right reply is written then. Everything else goes to Python.
+ *
+ * A slot is one page and then the data: a request is read to the end of that page, so that what
+ * follows the 80 bytes of a WRITE's headers is page-aligned, as O_DIRECT wants it.
+ *
+ *     base                         base+4016        base+4096                base+slot_size
+ *     | reply to WRITE, FSYNC ...  | request headers | data                              |
+ *                                       reply to READ: 16 bytes | data
+ *
+ * The memory of a slot belongs to its request from the completion of the device read until the
+ * completion of the reply (or until Python drops it); then the kernel may fill it again. */
+#include "pump.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
+#define UF_BUFFER_GROUP 0
+
+#ifndef FUSE_WRITE_KILL_SUIDGID
+#define FUSE_WRITE_KILL_SUIDGID (1 << 2)
+#endif
+
+_Static_assert(sizeof(struct uf_handle) == 32, "fs/handles.py packs the same 32 bytes");
+_Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == UF_IN_SIZE,
+               "a WRITE's data begins a page");
+_Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_read_in) == UF_IN_SIZE,
+               "a READ's headers are as long as a WRITE's");
+
+struct write_reply {
+    struct fuse_out_header header;
+    struct fuse_write_out out;
+};
+
+static uint8_t *slot_base(const struct uf_pump *p, uint32_t slot)
+{
+    return p->memory + (size_t)slot * p->slot_size;
+}
+
+static uint8_t *slot_data(const struct uf_pump *p, uint32_t slot)
+{
+    return slot_base(p, slot) + UF_PAGE;
+}
+
+static uint64_t clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* -- slots ------------------------------------------------------------------------------------ */
+
+static void offer_slot(struct uf_pump *p, uint32_t slot)
+{
+    int mask = (int)p->free_ring_size - 1;
+    p->slots[slot].state = UF_SLOT_FREE;
+    io_uring_buf_ring_add(p->free_ring, slot_data(p, slot) - UF_IN_SIZE,
+                          p->max_transfer + UF_IN_SIZE, (unsigned short)slot, mask,
+                          (int)p->returned++);
+    p->free_slots++;
+}
+
+static void free_slot(struct uf_pump *p, uint32_t slot)
+{
+    struct uf_slot *s = &p->slots[slot];
+    uint64_t ns = p->now_ns > s->arrived_ns ? p->now_ns - s->arrived_ns : 1;
+    unsigned bucket = 63u - (unsigned)__builtin_clzll(ns);
+    p->latency[s->opcode][bucket < UF_BUCKETS ? bucket : UF_BUCKETS - 1]++;
+    offer_slot(p, slot);
+}
+
+/* -- queueing --------------------------------------------------------------------------------- */
+
+/* Room for a chain of n: a chain may not be cut by a submission in its middle. */
+static bool make_room(struct uf_pump *p, unsigned n)
+{
+    if (io_uring_sq_space_left(&p->ring->uring) >= n)
+        return true;
+    io_uring_submit(&p->ring->uring);
+    return io_uring_sq_space_left(&p->ring->uring) >= n;
+}
+
+static struct io_uring_sqe *queue(struct uf_pump *p, unsigned tag, uint32_t slot, uint8_t opcode,
+                                  int fd, const void *addr, uint32_t length, uint64_t offset)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring->uring);
+    io_uring_prep_rw(opcode, sqe, fd, addr, length, offset);
+    io_uring_sqe_set_data64(sqe, (uint64_t)tag << UF_TAG_SHIFT | slot);
+    return sqe;
+}
+
+/* A transfer within the registered part of a slot names the buffer, which saves the kernel from
+ * looking its pages up. */
+static void use_fixed(const struct uf_pump *p, struct io_uring_sqe *sqe, uint32_t slot)
+{
+    uint64_t end = sqe->addr + sqe->len - (uint64_t)(uintptr_t)slot_base(p, slot);
+    if (end > p->fixed_bytes)
+        return;
+    sqe->opcode = sqe->opcode == IORING_OP_READ ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED;
+    sqe->buf_index = (uint16_t)(p->fixed_base + slot);
+}
+
+static void queue_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
+{
+    struct io_uring_sqe *sqe =
+        queue(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, p->device_fd, reply, length, 0);
+    use_fixed(p, sqe, slot);
+    p->slots[slot].state = UF_SLOT_REPLY;
+}
+
+static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t length, int error)
+{
+    out->len = length;
+    out->error = error;
+    out->unique = unique;
+}
+
+/* -- requests --------------------------------------------------------------------------------- */
+
+static struct uf_handle *find_handle(struct uf_pump *p, uint64_t fh, uint64_t nodeid)
+{
+    uint32_t index = (uint32_t)fh;
+    if (index >= p->handle_count)
+        return NULL;
+    struct uf_handle *h = &p->handles[index];
+    if (!fh || h->fh != fh || h->nodeid != nodeid || !(h->flags & UF_HANDLE_FAST))
+        return NULL;
+    return h;
+}
+
+static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size)
+{
+    struct uf_slot *s = &p->slots[slot];
+    s->handle = (uint32_t)(h - p->handles);
+    s->size = size;
+    s->state = UF_SLOT_IO;
+    h->in_flight++;
+    p->fast_requests[s->opcode]++;
+}
+
+static void unclaim(struct uf_pump *p, uint32_t slot)
+{
+    struct uf_slot *s = &p->slots[slot];
+    if (!s->handle)
+        return;
+    p->handles[s->handle].in_flight--;
+    s->handle = 0;
+}
+
+/* The transfer, and behind it the reply that holds if the transfer succeeds in full. */
+static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *transfer,
+                        const void *reply, uint32_t length)
+{
+    transfer->flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
+    queue_reply(p, slot, reply, length);
+    p->slots[slot].state = UF_SLOT_IO;
+}
+
+static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+{
+    struct fuse_read_in arg;
+    memcpy(&arg, in + 1, sizeof(arg));
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    if (in->len != UF_IN_SIZE || !h || !arg.size || arg.size > p->max_transfer ||
+        (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
+        return false;
+    uint8_t *data = slot_data(p, slot);
+    struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
+    uint64_t unique = in->unique;
+    claim(p, slot, h, arg.size);
+    fill_header(out, unique, (uint32_t)sizeof(*out) + arg.size, 0);
+    struct io_uring_sqe *sqe =
+        queue(p, UF_TAG_IO, slot, IORING_OP_READ, h->fd, data, arg.size, arg.offset);
+    use_fixed(p, sqe, slot);
+    queue_chain(p, slot, sqe, out, out->len);
+    return true;
+}
+
+static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+{
+    struct fuse_write_in arg;
+    memcpy(&arg, in + 1, sizeof(arg));
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    if (!h || !arg.size || arg.size > p->max_transfer || in->len != UF_IN_SIZE + arg.size)
+        return false;
+    bool kill = arg.write_flags & FUSE_WRITE_KILL_SUIDGID;
+    bool from_cache = arg.write_flags & FUSE_WRITE_CACHE;
+    uint32_t differ = from_cache ? h->flags : arg.flags ^ h->flags;
+    if (differ & p->flag_mask || (kill && !p->no_fsetid) || !make_room(p, 2))
+        return false;
+    struct write_reply *reply = (struct write_reply *)slot_base(p, slot);
+    claim(p, slot, h, arg.size);
+    fill_header(&reply->header, in->unique, sizeof(*reply), 0);
+    reply->out = (struct fuse_write_out){.size = arg.size};
+    struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_WRITE, h->fd,
+                                     slot_data(p, slot), arg.size, arg.offset);
+    use_fixed(p, sqe, slot);
+    if (kill)
+        sqe->personality = p->no_fsetid;
+    queue_chain(p, slot, sqe, reply, sizeof(*reply));
+    return true;
+}
+
+static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+{
+    struct fuse_fsync_in arg;
+    memcpy(&arg, in + 1, sizeof(arg));
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 2))
+        return false;
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    claim(p, slot, h, 0);
+    fill_header(out, in->unique, sizeof(*out), 0);
+    struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_FSYNC, h->fd, NULL, 0, 0);
+    sqe->fsync_flags = arg.fsync_flags & FUSE_FSYNC_FDATASYNC ? IORING_FSYNC_DATASYNC : 0;
+    queue_chain(p, slot, sqe, out, out->len);
+    return true;
+}
+
+/* What close(2) of one descriptor reports is what closing a duplicate reports. */
+static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+{
+    struct fuse_flush_in arg;
+    memcpy(&arg, in + 1, sizeof(arg));
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
+        return false;
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    int duplicate = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
+    int error = duplicate < 0 || close(duplicate) < 0 ? -errno : 0;
+    fill_header(out, in->unique, sizeof(*out), error);
+    p->fast_requests[FUSE_FLUSH]++;
+    queue_reply(p, slot, out, out->len);
+    return true;
+}
+
+/* True if the request is under way; false leaves it to Python, malformed ones too. */
+static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
+{
+    const struct fuse_in_header *in =
+        (const struct fuse_in_header *)(slot_data(p, slot) - UF_IN_SIZE);
+    struct uf_slot *s = &p->slots[slot];
+    bool whole = length >= sizeof(*in) && in->len == length;
+    *s = (struct uf_slot){.arrived_ns = p->now_ns, .state = UF_SLOT_PYTHON};
+    if (whole) {
+        s->unique = in->unique;
+        s->opcode = in->opcode < UF_OPCODES ? in->opcode : UF_OPCODES - 1;
+    }
+    p->requests[s->opcode]++;
+    if (!whole || !p->fast)
+        return false;
+    switch (in->opcode) {
+    case FUSE_READ:
+        return start_read(p, slot, in);
+    case FUSE_WRITE:
+        return start_write(p, slot, in);
+    case FUSE_FSYNC:
+        return start_fsync(p, slot, in);
+    case FUSE_FLUSH:
+        return answer_flush(p, slot, in);
+    default:
+        return false;
+    }
+}
+
+/* -- completions ------------------------------------------------------------------------------ */
+
+/* A transfer that failed or came out short: its chain broke, so the reply is written now. */
+static void finish_io(struct uf_pump *p, uint32_t slot, int res)
+{
+    struct uf_slot *s = &p->slots[slot];
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    uint32_t length = sizeof(*out);
+    unclaim(p, slot);
+    if (res == -ECANCELED)
+        res = -EINTR;
+    if (res >= 0 && s->opcode == FUSE_READ) {
+        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
+        length += (uint32_t)res;
+        p->bytes_read += (uint32_t)res;
+    } else if (res >= 0 && s->opcode == FUSE_WRITE) {
+        ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
+        length = sizeof(struct write_reply);
+        p->bytes_written += (uint32_t)res;
+    }
+    fill_header(out, s->unique, length, res < 0 ? res : 0);
+    if (make_room(p, 1)) {
+        queue_reply(p, slot, out, length);
+        return;
+    }
+    ssize_t written = write(p->device_fd, out, length);
+    (void)written; /* it fails only for a request that the kernel has given up */
+    free_slot(p, slot);
+}
+
+static void finish_reply(struct uf_pump *p, uint32_t slot)
+{
+    struct uf_slot *s = &p->slots[slot];
+    if (s->handle && s->opcode == FUSE_READ)
+        p->bytes_read += s->size;
+    else if (s->handle && s->opcode == FUSE_WRITE)
+        p->bytes_written += s->size;
+    unclaim(p, slot);
+    free_slot(p, slot);
+}
+
+/* The device read: a request, or the end of the multishot, which settle() starts again. */
+static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
+                        int32_t *res)
+{
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        p->armed = false;
+    if (cqe->flags & IORING_CQE_F_BUFFER) {
+        uint32_t slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+        p->free_slots--;
+        if (cqe->res <= 0) {
+            offer_slot(p, slot);
+        } else if (start_request(p, slot, (uint32_t)cqe->res)) {
+            return false;
+        } else {
+            *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | slot;
+            *res = cqe->res;
+            return true;
+        }
+    }
+    switch (cqe->res) {
+    case -ENOBUFS:
+        p->starved++;
+        return false;
+    case -ENOENT: /* the request was interrupted before it was read */
+    case -EINTR:
+    case -EAGAIN:
+        return false;
+    default:
+        if (cqe->res > 0)
+            return false;
+        p->stopping = true;
+        *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | UF_NO_SLOT;
+        *res = cqe->res;
+        return true;
+    }
+}
+
+bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
+                      int32_t *res)
+{
+    uint32_t slot = (uint32_t)cqe->user_data;
+    switch (cqe->user_data >> UF_TAG_SHIFT) {
+    case UF_TAG_DEVICE:
+        return take_device(p, cqe, data, res);
+    case UF_TAG_IO:
+        finish_io(p, slot, cqe->res);
+        return false;
+    case UF_TAG_REPLY:
+        finish_reply(p, slot);
+        return false;
+    default:
+        return false;
+    }
+}
+
+static int arm(struct uf_pump *p)
+{
+    if (!make_room(p, 1))
+        return -EBUSY;
+    struct io_uring_sqe *sqe =
+        queue(p, UF_TAG_DEVICE, 0, UF_OP_READ_MULTISHOT, p->device_fd, NULL, 0, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = UF_BUFFER_GROUP;
+    p->armed = true;
+    return 0;
+}
+
+int uf_pump_settle(struct uf_pump *p)
+{
+    if (p->returned) {
+        io_uring_buf_ring_advance(p->free_ring, (int)p->returned);
+        p->returned = 0;
+    }
+    if (!p->armed && !p->stopping && p->free_slots)
+        return arm(p);
+    return 0;
+}
+
+void uf_pump_tick(struct uf_pump *p)
+{
+    p->now_ns = clock_ns();
+}
+
+/* -- for Python ------------------------------------------------------------------------------- */
+
+int uf_pump_open(struct uf_pump *p)
+{
+    uint32_t size = 1;
+    while (size < p->slot_count)
+        size *= 2;
+    p->free_ring_size = size;
+    p->slots = calloc(p->slot_count, sizeof(*p->slots));
+    p->free_ring = mmap(NULL, size * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE,
+                        MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
+    if (!p->slots || p->free_ring == MAP_FAILED)
+        return -ENOMEM;
+    io_uring_buf_ring_init(p->free_ring);
+    struct io_uring_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)p->free_ring,
+                                   .ring_entries = size,
+                                   .bgid = UF_BUFFER_GROUP};
+    int rc = io_uring_register_buf_ring(&p->ring->uring, &reg, 0);
+    if (rc < 0)
+        return rc;
+    for (uint32_t slot = 0; slot < p->slot_count; slot++)
+        offer_slot(p, slot);
+    p->ring->pump = p;
+    return 0;
+}
+
+int uf_pump_start(struct uf_pump *p)
+{
+    p->stopping = false;
+    uf_pump_tick(p);
+    return uf_pump_settle(p);
+}
+
+/* Take no more requests: the device read ends with ECANCELED, which Python is told. */
+int uf_pump_stop(struct uf_pump *p)
+{
+    p->stopping = true;
+    if (!p->armed || !make_room(p, 1))
+        return p->armed ? -EBUSY : 0;
+    struct io_uring_sqe *sqe = queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
+    sqe->addr = (uint64_t)UF_TAG_DEVICE << UF_TAG_SHIFT;
+    return 0;
+}
+
+/* Answer with `length` bytes that lie `offset` bytes into the slot. */
+int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length)
+{
+    if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON ||
+        length > p->slot_size || offset > p->slot_size - length)
+        return -EINVAL;
+    if (!make_room(p, 1))
+        return -EBUSY;
+    queue_reply(p, slot, slot_base(p, slot) + offset, length);
+    return 0;
+}
+
+/* For requests that have no answer (FORGET). */
+void uf_pump_drop(struct uf_pump *p, uint32_t slot)
+{
+    if (slot < p->slot_count && p->slots[slot].state == UF_SLOT_PYTHON)
+        free_slot(p, slot);
+}
+
+/* Cancel the transfer of a request: 1 if there is one. It then answers EINTR, or its result. */
+int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
+{
+    for (uint32_t slot = 0; slot < p->slot_count; slot++) {
+        if (p->slots[slot].state != UF_SLOT_IO || p->slots[slot].unique != unique)
+            continue;
+        if (!make_room(p, 1))
+            return -EBUSY;
+        struct io_uring_sqe *sqe =
+            queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
+        sqe->addr = (uint64_t)UF_TAG_IO << UF_TAG_SHIFT | slot;
+        return 1;
+    }
+    return 0;
+}
+
+void uf_pump_close(struct uf_pump *p)
+{
+    if (p->ring->pump == p) {
+        p->ring->pump = NULL;
+        io_uring_unregister_buf_ring(&p->ring->uring, UF_BUFFER_GROUP);
+    }
+    if (p->free_ring && p->free_ring != MAP_FAILED)
+        munmap(p->free_ring, p->free_ring_size * sizeof(struct io_uring_buf));
+    free(p->slots);
+    p->free_ring = NULL;
+    p->slots = NULL;
+}

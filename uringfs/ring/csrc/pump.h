@@ -1,0 +1,92 @@
+/* The pump: FUSE requests that only move bytes, from the device to the backing file and back,
+ * without Python. See pump.c. */
+#ifndef URINGFS_PUMP_H
+#define URINGFS_PUMP_H
+
+#include "ring.h"
+
+/* Completions that reach Python: a request it has to answer (user_data: slot, res: bytes), or
+ * UF_NO_SLOT and the errno that ended the device. */
+#define UF_TAG_REQUEST 2u
+#define UF_NO_SLOT 0xffffffffu
+
+#define UF_TAG_DEVICE 0x81u
+#define UF_TAG_IO 0x82u
+#define UF_TAG_REPLY 0x83u
+
+#define UF_PAGE 4096u
+#define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
+#define UF_OPCODES 64u
+#define UF_BUCKETS 40u
+
+/* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
+struct uf_handle {
+    int32_t fd;
+    uint32_t flags; /* O_* of the open file, and UF_HANDLE_FAST */
+    uint64_t fh;    /* 0: not open */
+    uint64_t nodeid;
+    uint32_t in_flight; /* requests of the pump; C counts */
+    uint32_t reserved;
+};
+#define UF_HANDLE_FAST 0x80000000u
+
+struct uf_slot {
+    uint64_t unique;
+    uint64_t arrived_ns;
+    uint32_t handle; /* index into the handle table while the pump has a request on it */
+    uint32_t opcode;
+    uint32_t size;  /* bytes asked for */
+    uint32_t state; /* enum uf_slot_state */
+};
+
+enum uf_slot_state { UF_SLOT_FREE, UF_SLOT_PYTHON, UF_SLOT_IO, UF_SLOT_REPLY };
+
+struct uf_pump {
+    struct uf_ring *ring;
+    int device_fd;
+    uint8_t *memory; /* slot_count slots of slot_size bytes, page-aligned */
+    uint32_t slot_count;
+    uint32_t slot_size;
+    uint32_t max_transfer;   /* bytes of data that fit a slot */
+    uint32_t fixed_bytes;    /* how much of each slot, from its start, is registered; 0: nothing */
+    uint32_t fixed_base;     /* index of slot 0 among the registered buffers */
+    uint32_t flag_mask;      /* O_* that a request must share with its handle */
+    uint16_t no_fsetid;      /* personality without CAP_FSETID; 0: Python clears set-ID bits */
+    bool fast;               /* false: Python answers everything (--no-async-io) */
+    struct uf_handle *handles;
+    uint32_t handle_count;
+
+    struct uf_slot *slots;
+    struct io_uring_buf_ring *free_ring;
+    uint32_t free_ring_size;
+    uint32_t free_slots;
+    uint32_t returned; /* slots added to free_ring that the kernel has not been told of */
+    bool armed;
+    bool stopping;
+    uint64_t now_ns;
+
+    uint64_t requests[UF_OPCODES];
+    uint64_t fast_requests[UF_OPCODES];
+    uint64_t latency[UF_OPCODES][UF_BUCKETS]; /* bucket b: 2^b to 2^(b+1) nanoseconds */
+    uint64_t bytes_read;
+    uint64_t bytes_written;
+    uint64_t starved; /* times the device had to wait for a free slot */
+};
+
+int uf_pump_open(struct uf_pump *p);
+void uf_pump_close(struct uf_pump *p);
+int uf_pump_start(struct uf_pump *p);
+int uf_pump_stop(struct uf_pump *p);
+int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
+void uf_pump_drop(struct uf_pump *p, uint32_t slot);
+int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
+
+/* For uf_turn: take a completion; true if it now concerns Python, as rewritten in *data, *res. */
+bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
+                      int32_t *res);
+/* For uf_turn, after a batch of completions: give slots back, listen on. */
+int uf_pump_settle(struct uf_pump *p);
+/* For uf_turn, before a batch: what time it is, for all of the batch. */
+void uf_pump_tick(struct uf_pump *p);
+
+#endif
