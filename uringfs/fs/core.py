@@ -147,7 +147,7 @@ class Core:
     async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
         """The open file, or one opened for this request where the kernel opens none (no_open)."""
         if fh == 0 and (self.features.no_open or self.features.no_opendir):
-            return Handle(nodeid, await self._open_inode(nodeid, flags), flags)
+            return Handle(0, nodeid, await self._open_inode(nodeid, flags), flags)
         return self.handles.get(fh, nodeid)
 
 

@@ -29,7 +29,7 @@ class FileOps(Core):
 
     def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
         kept = self._backing_flags(flags) & ~os.O_TRUNC
-        return Opened(self.handles.insert(nodeid, file, kept), self._fopen(stat.S_IFREG))
+        return Opened(self.handles.insert(nodeid, file, kept, fast=True), self._fopen(stat.S_IFREG))
 
     async def create(
         self,

@@ -1,12 +1,32 @@
-"""HandleMap: which ``fh`` stands for which open file or directory."""
+"""HandleMap: which ``fh`` stands for which open file or directory.
+
+The map keeps, beside its objects, a table of plain numbers in one piece of memory, so that
+compiled code can find the descriptor of an ``fh`` without asking Python. It is the map's own
+table: whoever reads it sees an open, a close or a change at once.
+"""
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from struct import Struct
 
 from uringfs.fs.types import OwnedFd
+
+CAPACITY = 1 << 20
+"""Files and directories that can be open at one time."""
+
+ENTRY = Struct("=iIQQII")
+"""A row: descriptor, flags, fh (0: free), node id, transfers in flight (not ours to write)."""
+FAST = 1 << 31
+"""In a row's flags: a regular file whose transfers need no decision. The others are O_*."""
+
+_IN_FLIGHT = Struct("=I")
+_IN_FLIGHT_AT = 24
+_OPEN = Struct("=iIQQ")
+_INDEX = 0xFFFFFFFF
 
 
 class Handle:
@@ -17,9 +37,10 @@ class Handle:
     itself is never altered, since another request may be using it.
     """
 
-    __slots__ = ("file", "flags", "nodeid", "variants")
+    __slots__ = ("fh", "file", "flags", "nodeid", "variants")
 
-    def __init__(self, nodeid: int, file: OwnedFd, flags: int) -> None:
+    def __init__(self, fh: int, nodeid: int, file: OwnedFd, flags: int) -> None:
+        self.fh = fh
         self.nodeid = nodeid
         self.file = file
         self.flags = flags
@@ -31,7 +52,12 @@ class HandleMap:
 
     def __init__(self) -> None:
         self._handles: dict[int, Handle] = {}
-        self._next_fh = 1
+        self._free: list[int] = []
+        self._serial = 0
+        self.table = mmap.mmap(-1, CAPACITY * ENTRY.size)
+        self.before_close: Callable[[], None] = lambda: None
+        """Called before a file is closed that has transfers in flight: by its return the kernel
+        must hold the file itself, since the number of its descriptor may come to mean another."""
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -39,11 +65,19 @@ class HandleMap:
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
 
-    def insert(self, nodeid: int, file: OwnedFd, flags: int) -> int:
-        """Enter an open file and return its ``fh``, which is not used again."""
-        fh = self._next_fh
-        self._next_fh += 1
-        self._handles[fh] = Handle(nodeid, file, flags)
+    def insert(self, nodeid: int, file: OwnedFd, flags: int, *, fast: bool = False) -> int:
+        """Enter an open file and return its ``fh``, which is not used again.
+
+        The low half is its row in the table. OSError ENFILE: there are too many.
+        """
+        index = self._free.pop() if self._free else len(self._handles) + 1
+        if index >= CAPACITY:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        self._serial = self._serial + 1 & _INDEX
+        fh = self._serial << 32 | index
+        self._handles[fh] = Handle(fh, nodeid, file, flags)
+        row = flags | FAST if fast else flags
+        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, row, fh, nodeid)
         return fh
 
     def get(self, fh: int, nodeid: int) -> Handle:
@@ -60,11 +94,24 @@ class HandleMap:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle.nodeid
 
+    def set_slow(self, fh: int, nodeid: int) -> None:
+        """From now on every request on it needs a decision: it has locks, say."""
+        handle = self.get(fh, nodeid)
+        at = (fh & _INDEX) * ENTRY.size
+        _OPEN.pack_into(self.table, at, handle.file.fd, handle.flags, fh, nodeid)
+
     def release(self, fh: int, nodeid: int) -> None:
         """Close it, as soon as no request uses it any more."""
         self.get(fh, nodeid)
+        index = fh & _INDEX
+        at = index * ENTRY.size
+        _OPEN.pack_into(self.table, at, -1, 0, 0, 0)
+        if _IN_FLIGHT.unpack_from(self.table, at + _IN_FLIGHT_AT)[0]:
+            self.before_close()
         del self._handles[fh]
+        self._free.append(index)
 
     def clear(self) -> None:
         """Close everything."""
-        self._handles.clear()
+        for handle in list(self):
+            self.release(handle.fh, handle.nodeid)
