@@ -126,11 +126,15 @@ class RingSelector(selectors._BaseSelectorImpl):
 
     def _arm(self) -> None:
         unarmed, self._unarmed = self._unarmed, set()
-        for fd in unarmed:
-            self._generation = generation = self._generation + 1 & GENERATION_MASK
-            user_data = TAG_POLL << TAG_SHIFT | generation << FD_BITS | fd
-            self._armed[fd] = user_data
-            self.ring.push(user_data, Op.POLL_ADD, fd, op_flags=self._masks[fd])
+        try:
+            for fd in unarmed:
+                self._generation = generation = self._generation + 1 & GENERATION_MASK
+                user_data = TAG_POLL << TAG_SHIFT | generation << FD_BITS | fd
+                self.ring.push(user_data, Op.POLL_ADD, fd, op_flags=self._masks[fd])
+                self._armed[fd] = user_data
+        except BaseException:
+            self._unarmed |= unarmed - self._armed.keys()
+            raise
 
     def _on_poll(self, user_data: int, res: int) -> None:
         fd = user_data & FD_MASK
@@ -157,18 +161,16 @@ class RingSelector(selectors._BaseSelectorImpl):
         """The open file stays as it is, so the old poll may go when it likes."""
         old = self._armed.pop(fd, None)
         if old is not None:
-            self._remove_poll(old)
+            self.ring.push_cancel(old)
         self._unarmed.add(fd)
 
     def _disarm(self, fds: list[int]) -> None:
         """Remove polls, and wait until the kernel has dropped its references to the files."""
         for fd in fds:
-            self._remove_poll(self._armed[fd])
+            if fd in self._armed:  # unless a push before this one has reaped it
+                self.ring.push_cancel(self._armed[fd])
         while any(fd in self._armed for fd in fds):
             self.ring.turn(-1)
-
-    def _remove_poll(self, user_data: int) -> None:
-        self.ring.push_cancel(user_data)
 
 
 def _poll_mask(events: int) -> int:

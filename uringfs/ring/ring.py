@@ -298,7 +298,7 @@ class Ring(Operations):
         future._cancelling = False
         self._inflight[token] = future
         try:
-            self.push(
+            self._push(
                 token, opcode, fd, addr, length, off, op_flags, buf_index,
                 personality, splice_fd_in, addr3,
             )  # fmt: skip
@@ -307,7 +307,12 @@ class Ring(Operations):
             raise
         return future
 
-    def push(
+    def push(self, user_data: int, opcode: int, fd: int, addr: Any = NULL, **fields: int) -> None:
+        """Queue one request that no future awaits, see set_handler()."""
+        self._check_thread()
+        self._push(user_data, opcode, fd, addr, **fields)
+
+    def _push(
         self,
         user_data: int,
         opcode: int,
@@ -337,7 +342,6 @@ class Ring(Operations):
 
     def push_cancel(self, user_data: int, flags: int = 0) -> None:
         """Queue an IORING_OP_ASYNC_CANCEL whose own completion is of no interest."""
-        self._check_thread()
         target = ffi.cast("void *", user_data)
         self.push(TAG_IGNORE, Op.ASYNC_CANCEL, -1, target, op_flags=flags)
 

@@ -1,0 +1,163 @@
+"""The pump's Python side: its memory, and the requests that it leaves to Python.
+
+What it does and how its slots are laid out is told in csrc/pump.c. It knows the layout of FUSE's
+READ, WRITE, FSYNC and FLUSH, and nothing else of the protocol.
+"""
+
+import errno
+import logging
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+from uringfs.ring._uring import ffi, lib
+from uringfs.ring.ring import Ring
+
+log = logging.getLogger(__name__)
+
+PAGE: int = lib.UF_PAGE
+HEADERS: int = lib.UF_IN_SIZE
+"""Bytes before a slot's data in which a request's headers lie."""
+TAG_REQUEST: int = lib.UF_TAG_REQUEST
+NO_SLOT: int = lib.UF_NO_SLOT
+REGISTERED = 1 << 17
+"""Bytes of data in each slot that are pinned, for transfers without a look-up of pages."""
+
+
+class Pump:
+    """Moves data between a FUSE device and backing files, and hands on every other request.
+
+    `device` is a non-blocking descriptor of /dev/fuse, `handles` the table of open files (rows of
+    struct uf_handle, see uringfs/fs/handles.py). A request for Python arrives as
+    `on_request(slot, length)`; Python answers it with `reply` or `drop`. The end of the device
+    arrives as `on_end(errno)`: ENODEV, it was unmounted; ECANCELED, after `stop`.
+
+    Raises OSError (ENOMEM, EINVAL on a kernel before 6.7) where it cannot be set up.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        device: int,
+        handles: mmap.mmap,
+        *,
+        slots: int,
+        max_transfer: int,
+        flag_mask: int,
+        no_fsetid: int,
+        on_request: Callable[[int, int], None],
+        on_end: Callable[[int], None],
+    ) -> None:
+        if not ring.supports("READ_MULTISHOT"):
+            raise OSError(errno.EOPNOTSUPP, "the pump needs Linux 6.7 (IORING_OP_READ_MULTISHOT)")
+        self._ring = ring
+        self._on_request = on_request
+        self._on_end = on_end
+        self._slot_size = PAGE + max_transfer
+        self._memory = mmap.mmap(-1, slots * self._slot_size)
+        self._keep = (ffi.from_buffer(self._memory), ffi.from_buffer(handles))
+        self._state = state = ffi.new("struct uf_pump *")
+        state.ring = ring.state
+        state.device_fd = device
+        state.memory = ffi.cast("uint8_t *", self._keep[0])
+        state.slot_count = slots
+        state.slot_size = self._slot_size
+        state.max_transfer = max_transfer
+        state.flag_mask = flag_mask
+        state.no_fsetid = no_fsetid
+        state.handles = ffi.cast("struct uf_handle *", self._keep[1])
+        state.handle_count = len(handles) // ffi.sizeof("struct uf_handle")
+        state.fast = True
+        self._pinned = ring.pin(
+            self._memory, self._slot_size, min(REGISTERED + PAGE, self._slot_size)
+        )
+        if self._pinned is not None:
+            state.fixed_base, state.fixed_bytes = self._pinned
+        self._check(lib.uf_pump_open(state))
+        ring.set_handler(TAG_REQUEST, self._arrived)
+
+    # Requests
+
+    def start(self) -> None:
+        """Listen to the device."""
+        self._check(lib.uf_pump_start(self._state))
+        self._ring.kick()
+
+    def stop(self) -> None:
+        """Take no more requests; `on_end(ECANCELED)` follows. Those under way go on."""
+        self._check(lib.uf_pump_stop(self._state))
+        self._ring.kick()
+
+    def slot(self, slot: int) -> memoryview:
+        """A slot's memory: a page, at whose end the request's headers are, and its data."""
+        start = slot * self._slot_size
+        return memoryview(self._memory)[start : start + self._slot_size]
+
+    def reply(self, slot: int, offset: int, length: int) -> None:
+        """Answer with `length` bytes that lie at `offset` in the slot, which is then free again."""
+        self._check(lib.uf_pump_reply(self._state, slot, offset, length))
+        self._ring.kick()
+
+    def drop(self, slot: int) -> None:
+        """The request has no answer."""
+        lib.uf_pump_drop(self._state, slot)
+
+    def interrupt(self, unique: int) -> bool:
+        """Cancel the transfer of a request; False if the pump has none of that number."""
+        found: bool = lib.uf_pump_interrupt(self._state, unique) > 0
+        return found
+
+    def _arrived(self, user_data: int, res: int) -> None:
+        slot = user_data & 0xFFFFFFFF
+        if slot == NO_SLOT:
+            self._on_end(-res)
+        else:
+            self._on_request(slot, res)
+
+    # Control
+
+    @property
+    def fast(self) -> bool:
+        """Whether transfers are made here; otherwise Python is given every request."""
+        return bool(self._state.fast)
+
+    @fast.setter
+    def fast(self, on: bool) -> None:
+        self._state.fast = on
+
+    def configure(self, *, flag_mask: int) -> None:
+        """What O_* flags a request must share with its handle, once that is negotiated."""
+        self._state.flag_mask = flag_mask
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return bool(self._state.free_slots == self._state.slot_count)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: by opcode, requests and those served here, and latencies.
+
+        `latency[opcode][b]` counts requests that took 2**b to 2**(b+1) nanoseconds from the
+        device and back.
+        """
+        state = self._state
+        opcodes = [code for code in range(lib.UF_OPCODES) if state.requests[code]]
+        return {
+            "requests": {code: state.requests[code] for code in opcodes},
+            "fast": {code: state.fast_requests[code] for code in opcodes},
+            "latency": {code: list(state.latency[code]) for code in opcodes},
+            "bytes_read": state.bytes_read,
+            "bytes_written": state.bytes_written,
+            "starved": state.starved,
+            "free_slots": state.free_slots,
+        }
+
+    def close(self) -> None:
+        """Let go of the ring. Nothing may be under way: see `idle`."""
+        lib.uf_pump_close(self._state)
+
+    @staticmethod
+    def _check(rc: int) -> None:
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
