@@ -68,17 +68,40 @@ class BufferTable:
         self._pools: list[BufferPool] = []
 
     def pool(self, count: int, size: int) -> BufferPool:
+        if size < 1:
+            raise ValueError("a buffer has at least one byte")
+        pool = BufferPool(self, self._take(count), count, size)
+        self._pools.append(pool)
+        return pool
+
+    def pin(self, memory: mmap.mmap, stride: int, size: int) -> int:
+        """Register the first `size` bytes of every `stride` of `memory`; index of the first.
+
+        Raises RingUnavailable, with nothing registered, where they cannot be pinned.
+        """
+        base, count = ffi.from_buffer("char[]", memory), len(memory) // stride
+        first = self._take(count)
+        done = 0
+        try:
+            for done in range(count):
+                self.update(first + done, base + done * stride, size)
+        except OSError:
+            for index in range(first, first + done):
+                self.update(index, ffi.NULL, 0)
+            raise
+        return first
+
+    def _take(self, count: int) -> int:
         if self._used is None:
             rc = lib.uf_register_buffers_sparse(self._state, SLOTS)
             if rc < 0:
                 raise unavailable(-rc)
             self._used = 0
-        if count < 1 or size < 1 or self._used + count > SLOTS:
-            raise ValueError(f"count and size must be positive, and {SLOTS} buffers are the most")
-        pool = BufferPool(self, self._used, count, size)
+        if count < 1 or self._used + count > SLOTS:
+            raise ValueError(f"a ring has 1 to {SLOTS} registered buffers")
+        first = self._used
         self._used += count
-        self._pools.append(pool)
-        return pool
+        return first
 
     def update(self, index: int, address: Any, size: int) -> None:
         rc = lib.uf_update_buffer(self._state, index, address, size)

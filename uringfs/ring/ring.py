@@ -7,6 +7,7 @@ include/uapi/linux/io_uring.h.
 import asyncio
 import errno
 import logging
+import mmap
 import os
 import threading
 import time
@@ -130,6 +131,11 @@ class Ring(Operations):
         )
 
     @property
+    def state(self) -> Any:
+        """The struct uf_ring, for what rides on it in C."""
+        return self._state
+
+    @property
     def closed(self) -> bool:
         return self._closed
 
@@ -170,6 +176,22 @@ class Ring(Operations):
         """
         self._check_thread()
         return self._buffers.pool(count, size)
+
+    def pin(self, memory: mmap.mmap, stride: int, size: int) -> int:
+        """Register the first `size` bytes of every `stride` of `memory`; index of the first.
+
+        Raises RingUnavailable where RLIMIT_MEMLOCK does not let the kernel pin them.
+        """
+        self._check_thread()
+        return self._buffers.pin(memory, stride, size)
+
+    def busy_poll(self, microseconds: float) -> None:
+        """Look that long for completions before sleeping, as far as it pays; 0: never.
+
+        A sleeping virtual CPU wakes slowly, so at low queue depth this is what latency is made
+        of. It costs CPU time, and stops by itself when it finds nothing.
+        """
+        self._state.spin_ns = int(microseconds * 1000)
 
     # One thread, one loop
 
@@ -249,12 +271,24 @@ class Ring(Operations):
         os.eventfd_read(self._eventfd)
         # Completions that _flush() has reaped signal the eventfd too: nothing is left then.
         if lib.uf_pending(self._state):
-            self.turn(0)
+            self._turn_attached()
+
+    def kick(self) -> None:
+        """See to it that what is queued is submitted by this turn of the loop."""
+        if self._eventfd is not None and not self._flush_queued:
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
+            self._flush_queued = True
 
     def _flush(self) -> None:
         self._flush_queued = False
         if not self._closed:
-            self.turn(0)
+            self._turn_attached()
+
+    def _turn_attached(self) -> None:
+        self.turn(0)
+        if self._state.pump != NULL:
+            lib.uf_submit(self._state)  # what completions made the pump queue
 
     # Submission
 
@@ -335,10 +369,7 @@ class Ring(Operations):
             if rc not in (-errno.EBUSY, -errno.EAGAIN, -errno.EINTR):
                 raise OSError(-rc, os.strerror(-rc))
             self.turn(0)
-        if self._eventfd is not None and not self._flush_queued:
-            assert self._loop is not None
-            self._loop.call_soon(self._flush)
-            self._flush_queued = True
+        self.kick()
 
     def push_cancel(self, user_data: int, flags: int = 0) -> None:
         """Queue an IORING_OP_ASYNC_CANCEL whose own completion is of no interest."""
