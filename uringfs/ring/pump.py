@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from uringfs.ring._uring import ffi, lib
+from uringfs.ring.errors import RingUnavailable
 from uringfs.ring.ring import Ring
 
 log = logging.getLogger(__name__)
@@ -69,13 +70,17 @@ class Pump:
         state.handles = ffi.cast("struct uf_handle *", self._keep[1])
         state.handle_count = len(handles) // ffi.sizeof("struct uf_handle")
         state.fast = True
-        self._pinned = ring.pin(
-            self._memory, self._slot_size, min(REGISTERED + PAGE, self._slot_size)
-        )
-        if self._pinned is not None:
-            state.fixed_base, state.fixed_bytes = self._pinned
+        self._pin()
         self._check(lib.uf_pump_open(state))
         ring.set_handler(TAG_REQUEST, self._arrived)
+
+    def _pin(self) -> None:
+        size = min(REGISTERED + PAGE, self._slot_size)
+        try:
+            self._state.fixed_base = self._ring.pin(self._memory, self._slot_size, size)
+            self._state.fixed_bytes = size
+        except RingUnavailable as exc:
+            log.warning("the pump's memory is not registered, which costs some speed: %s", exc)
 
     # Requests
 

@@ -273,6 +273,10 @@ class Ring(Operations):
         if lib.uf_pending(self._state):
             self._turn_attached()
 
+    def submit_now(self) -> None:
+        """Submit what is queued, without looking for completions."""
+        lib.uf_submit(self._state)
+
     def kick(self) -> None:
         """See to it that what is queued is submitted by this turn of the loop."""
         if self._eventfd is not None and not self._flush_queued:
@@ -288,7 +292,7 @@ class Ring(Operations):
     def _turn_attached(self) -> None:
         self.turn(0)
         if self._state.pump != NULL:
-            lib.uf_submit(self._state)  # what completions made the pump queue
+            self.submit_now()  # what completions made the pump queue
 
     # Submission
 

@@ -190,11 +190,12 @@ class TextFile(File):
         skip = cookie >> POSITION_BITS + FLAGS_BITS
         self._raw.move(position, os.SEEK_SET)
         self._forget_read_ahead()
-        self._decoder.setstate((b"", flags))
-        if position == 0:
-            self._encoder.reset()
-        else:
+        if position or flags:  # at the start, reset() lets the decoder expect a byte order mark
+            self._decoder.setstate((b"", flags))
+        if position:
             self._encoder.setstate(0)
+        else:
+            self._encoder.reset()
         while len(self._text) < skip and await self._fill():
             pass
         self._used = skip

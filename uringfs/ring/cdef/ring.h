@@ -10,12 +10,15 @@ struct __kernel_timespec {
     long long tv_nsec;
 };
 
+struct uf_pump;
+
 struct uf_ring {
     uint32_t features;
     uint32_t setup_flags;
     uint32_t sq_entries;
     uint32_t cq_entries;
     int fd;
+    struct uf_pump *pump;
     uint64_t spin_ns;
     uint64_t spins;
     uint64_t spin_hits;

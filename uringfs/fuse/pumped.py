@@ -1,0 +1,113 @@
+"""The native session's fast road: the ring's pump reads the device, Python answers the rest.
+
+READ, WRITE, FSYNC and FLUSH on open files never get here. What does get here is dispatched from
+the pump's own slot, and its reply goes out with the ring's next submission.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+
+from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fuse.abi import OUT_HEADER
+from uringfs.fuse.dispatch import Dispatcher
+from uringfs.fuse.request import Reply, Request
+from uringfs.ring import Ring
+from uringfs.ring.pump import HEADERS, PAGE, Pump
+
+log = logging.getLogger(__name__)
+
+SLOTS = 256
+"""Requests that can be under way; the kernel keeps the others until one is done."""
+
+
+class PumpSlot(Request):
+    """A request in one of the pump's slots. Its memory is the pump's again once it is answered."""
+
+    __slots__ = ("_device", "index", "memory")
+
+    def __init__(self, device: PumpedDevice, index: int, memory: memoryview) -> None:
+        super().__init__(memory[PAGE - HEADERS :], memory[PAGE:])
+        self._device = device
+        self.index = index
+        self.memory = memory
+
+    def finish(self, reply: Reply) -> None:
+        self._device.answer(self, reply)
+
+
+class PumpedDevice:
+    """/dev/fuse behind the pump, for one dispatcher."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        device: int,
+        fs: PassthroughFs,
+        dispatcher: Dispatcher,
+        *,
+        max_write: int,
+        no_fsetid: int,
+        ended: Callable[[int], None],
+    ) -> None:
+        """``ended(errno)`` is called when the device gives no more requests."""
+        self._dispatcher = dispatcher
+        self._fs = fs
+        self._ended = ended
+        self._slots: dict[int, PumpSlot] = {}
+        self.pump = Pump(
+            ring, device, fs.handles.table,
+            slots=SLOTS, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
+            no_fsetid=no_fsetid, on_request=self._request, on_end=ended,
+        )  # fmt: skip
+        self._ring = ring
+        fs.handles.before_close = self._submit
+
+    def start(self) -> None:
+        """Take requests."""
+        self.pump.start()
+
+    def _submit(self) -> None:
+        self._ring.submit_now()
+
+    def negotiated(self) -> None:
+        """With the writeback cache the backing file is never opened for appending."""
+        writeback = self._fs.features.writeback
+        self.pump.configure(flag_mask=os.O_DIRECT | (0 if writeback else os.O_APPEND))
+
+    def _request(self, index: int, length: int) -> None:
+        slot = self._slots.get(index)
+        if slot is None:
+            slot = self._slots[index] = PumpSlot(self, index, self.pump.slot(index))
+        reply = self._dispatcher.dispatch(slot, length)
+        if reply is not None:
+            self.answer(slot, reply)
+
+    def answer(self, slot: PumpSlot, reply: Reply) -> None:
+        """Send the reply of a slot's request, or free the slot of one that has none."""
+        if not reply:
+            self.pump.drop(slot.index)
+            return
+        if len(reply) == 2 and isinstance(reply[1], memoryview) and reply[1].obj is slot.memory.obj:
+            start, length = PAGE - OUT_HEADER.size, OUT_HEADER.size + len(reply[1])
+            slot.memory[start:PAGE] = reply[0]
+        else:
+            whole = b"".join(reply)
+            start, length = 0, len(whole)
+            slot.memory[:length] = whole
+        self.pump.reply(slot.index, start, length)
+
+    def counts(self) -> Counter[int]:
+        """Requests that Python never saw, by opcode."""
+        return Counter(self.pump.stats()["fast"])
+
+
+def why_not(ring: Ring) -> str | None:
+    """What keeps the pump from being used; None if nothing does."""
+    if not ring.supports("READ_MULTISHOT"):
+        return os.strerror(errno.EOPNOTSUPP) + ": IORING_OP_READ_MULTISHOT (Linux 6.7)"
+    return None
