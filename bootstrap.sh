@@ -131,10 +131,10 @@ choose_python() {
 }
 
 # What a build was made of. An editable install takes Python sources as they are.
-fingerprint() { # extras
+fingerprint() {
     (
         cd "$ROOT"
-        printf '%s\n' "$1" "$ROOT" "$(readlink -e .venv/bin/python)" uringfs/ring/_uring*.so
+        printf '%s\n' "$ROOT" "$(readlink -e .venv/bin/python)" uringfs/ring/_uring*.so
         find pyproject.toml setup.py uringfs/ring/_build.py uringfs/ring/csrc uringfs/ring/cdef \
             -type f -exec sha256sum {} + | sort
     ) | sha256sum
@@ -154,7 +154,7 @@ hand_back() {
 build() { # extras need...
     local extras=$1 stamp=$VENV/.built${1:+-$1} packages
     shift
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint "$extras")" ]; then
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ]; then
         return
     fi
     mapfile -t packages < <(lacking "$@")
@@ -168,7 +168,8 @@ build() { # extras need...
     say "building (a minute or two the first time)"
     "$VENV/bin/python" -m pip install --quiet --editable "$ROOT${extras:+[$extras]}" ||
         die "the build failed; pip says why above"
-    fingerprint "$extras" >"$stamp"
+    fingerprint >"$VENV/.built"
+    [ -z "$extras" ] || cp "$VENV/.built" "$stamp"
     hand_back
 }
 

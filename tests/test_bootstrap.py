@@ -154,6 +154,15 @@ def test_only_a_change_of_what_is_built_builds_again(checkout: Path, pip_log: Pa
     assert builds() == 0
 
 
+def test_what_was_made_for_the_tests_mounts_too(checkout: Path, pip_log: Path) -> None:
+    assert run(checkout, "test", "-k", "nothing").returncode == 0
+    assert "[dev]" in pip_log.read_text()
+    pip_log.write_text("")
+    assert run(checkout, "mount", "source", "mountpoint").returncode == 0
+    assert run(checkout, "test", "-k", "nothing").returncode == 0
+    assert pip_log.read_text() == ""
+
+
 def test_a_failed_build_is_tried_again(checkout: Path, pip_log: Path) -> None:
     python = checkout / ".venv/bin/python"
     good = python.read_text()
