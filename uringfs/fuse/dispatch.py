@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
 from types import CoroutineType
@@ -50,7 +49,7 @@ class Dispatcher:
     ) -> None:
         self.fs = fs
         self.attr_valid = abi.split_timeout(config.attr_timeout)
-        self.counts = Counter[int]()
+        self.counts = [0] * (max(OPERATIONS) + 1)
         self.agreement: Agreement | None = None
         self._config = config
         self._max_background = max_background
