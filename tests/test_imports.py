@@ -52,8 +52,10 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.fs": ("uringfs.fs", *SHARED),
     "uringfs.fs.io_ring": ("uringfs.fs", "uringfs.ring", *SHARED),
     "uringfs.fuse": FUSE,
+    "uringfs.fuse.pumped": (*FUSE, "uringfs.ring"),
     "uringfs.fuse.session_dev": (*FUSE, "uringfs.ring"),
     "uringfs.fuse.session_vhost": (*FUSE, "uringfs.ring"),
+    "uringfs.fuse.transfer": (*FUSE, "uringfs.fs.handles"),
 }
 
 # The modules that may import each dependency, so that each stays where it earns its place.
