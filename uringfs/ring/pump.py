@@ -155,6 +155,7 @@ class Pump:
             "bytes_read": state.bytes_read,
             "bytes_written": state.bytes_written,
             "starved": state.starved,
+            "refused": state.refused,
             "free_slots": state.free_slots,
         }
 

@@ -278,7 +278,7 @@ class BinaryFile(File):
         while line := await self._readline(-1):
             lines.append(line)
             total += len(line)
-            if hint is not None and 0 < hint <= total:
+            if hint is not None and 0 < hint < total:
                 break
         return lines
 

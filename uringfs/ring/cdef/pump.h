@@ -33,6 +33,7 @@ struct uf_pump {
     uint64_t bytes_read;
     uint64_t bytes_written;
     uint64_t starved;
+    uint64_t refused;
     ...;
 };
 

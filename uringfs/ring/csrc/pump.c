@@ -117,9 +117,8 @@ static void use_fixed(const struct uf_pump *p, struct io_uring_sqe *sqe, uint32_
 
 static void queue_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
 {
-    struct io_uring_sqe *sqe =
-        queue(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, p->device_fd, reply, length, 0);
-    use_fixed(p, sqe, slot);
+    /* Not as a registered buffer: the device takes only memory it can look up itself. */
+    queue(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, p->device_fd, reply, length, 0);
     p->slots[slot].state = UF_SLOT_REPLY;
 }
 
@@ -308,9 +307,20 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
     free_slot(p, slot);
 }
 
-static void finish_reply(struct uf_pump *p, uint32_t slot)
+/* The kernel has taken a reply, or has given up the request (ENOENT) or the device. Any other
+ * error is a reply it could not read, and whoever asked still waits for one. */
+static void finish_reply(struct uf_pump *p, uint32_t slot, int res)
 {
     struct uf_slot *s = &p->slots[slot];
+    bool given_up = res == -ENOENT || res == -ENODEV || res == -ECONNABORTED || res == -EPERM;
+    if (res < 0 && !given_up && s->state != UF_SLOT_LAST_REPLY && make_room(p, 1)) {
+        struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+        fill_header(out, s->unique, sizeof(*out), -EIO);
+        queue_reply(p, slot, out, out->len);
+        s->state = UF_SLOT_LAST_REPLY;
+        p->refused++;
+        return;
+    }
     if (s->handle && s->opcode == FUSE_READ)
         p->bytes_read += s->size;
     else if (s->handle && s->opcode == FUSE_WRITE)
@@ -367,7 +377,7 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
         finish_io(p, slot, cqe->res);
         return false;
     case UF_TAG_REPLY:
-        finish_reply(p, slot);
+        finish_reply(p, slot, cqe->res);
         return false;
     default:
         return false;

@@ -39,7 +39,7 @@ struct uf_slot {
     uint32_t state; /* enum uf_slot_state */
 };
 
-enum uf_slot_state { UF_SLOT_FREE, UF_SLOT_PYTHON, UF_SLOT_IO, UF_SLOT_REPLY };
+enum uf_slot_state { UF_SLOT_FREE, UF_SLOT_PYTHON, UF_SLOT_IO, UF_SLOT_REPLY, UF_SLOT_LAST_REPLY };
 
 struct uf_pump {
     struct uf_ring *ring;
@@ -71,6 +71,7 @@ struct uf_pump {
     uint64_t bytes_read;
     uint64_t bytes_written;
     uint64_t starved; /* times the device had to wait for a free slot */
+    uint64_t refused; /* replies that the kernel could not read; EIO went instead */
 };
 
 int uf_pump_open(struct uf_pump *p);
