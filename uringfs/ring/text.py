@@ -190,9 +190,8 @@ class TextFile(File):
         skip = cookie >> POSITION_BITS + FLAGS_BITS
         self._raw.move(position, os.SEEK_SET)
         self._forget_read_ahead()
-        if position or flags:  # at the start, reset() lets the decoder expect a byte order mark
+        if position or flags:  # else both are at the start, where a byte order mark belongs
             self._decoder.setstate((b"", flags))
-        if position:
             self._encoder.setstate(0)
         else:
             self._encoder.reset()

@@ -170,6 +170,48 @@ static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *t
     p->slots[slot].state = UF_SLOT_IO;
 }
 
+/* Answer with the result of a transfer that came without its reply: it failed or came out short,
+ * so that its chain broke, or it had none. */
+static void finish_io(struct uf_pump *p, uint32_t slot, int res)
+{
+    struct uf_slot *s = &p->slots[slot];
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    uint32_t length = sizeof(*out);
+    unclaim(p, slot);
+    if (res == -ECANCELED)
+        res = -EINTR;
+    if (res >= 0 && s->opcode == FUSE_READ) {
+        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
+        length += (uint32_t)res;
+        p->bytes_read += (uint32_t)res;
+    } else if (res >= 0 && s->opcode == FUSE_WRITE) {
+        ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
+        length = sizeof(struct write_reply);
+        p->bytes_written += (uint32_t)res;
+    }
+    fill_header(out, s->unique, length, res < 0 ? res : 0);
+    if (make_room(p, 1)) {
+        queue_reply(p, slot, out, length);
+        return;
+    }
+    ssize_t written = write(p->device_fd, out, length);
+    (void)written; /* it fails only for a request that the kernel has given up */
+    free_slot(p, slot);
+}
+
+/* A file system in memory has nothing to wait for, and offers no way to say so (FMODE_NOWAIT):
+ * io_uring would hand the transfer to a thread, which costs far more than the transfer. */
+static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handle *h,
+                         uint32_t size, uint64_t offset)
+{
+    struct uf_slot *s = &p->slots[slot];
+    uint8_t *data = slot_data(p, slot);
+    ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
+                                          : pwrite(h->fd, data, size, (off_t)offset);
+    p->fast_requests[s->opcode]++;
+    finish_io(p, slot, done < 0 ? -errno : (int)done);
+}
+
 static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
 {
     struct fuse_read_in arg;
@@ -178,6 +220,10 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     if (in->len != UF_IN_SIZE || !h || !arg.size || arg.size > p->max_transfer ||
         (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
         return false;
+    if (h->flags & UF_HANDLE_MEMORY) {
+        transfer_now(p, slot, h, arg.size, arg.offset);
+        return true;
+    }
     uint8_t *data = slot_data(p, slot);
     struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
     uint64_t unique = in->unique;
@@ -202,6 +248,10 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     uint32_t differ = from_cache ? h->flags : arg.flags ^ h->flags;
     if (differ & p->flag_mask || (kill && !p->no_fsetid) || !make_room(p, 2))
         return false;
+    if (h->flags & UF_HANDLE_MEMORY && !kill) {
+        transfer_now(p, slot, h, arg.size, arg.offset);
+        return true;
+    }
     struct write_reply *reply = (struct write_reply *)slot_base(p, slot);
     claim(p, slot, h, arg.size);
     fill_header(&reply->header, in->unique, sizeof(*reply), 0);
@@ -278,34 +328,6 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
 }
 
 /* -- completions ------------------------------------------------------------------------------ */
-
-/* A transfer that failed or came out short: its chain broke, so the reply is written now. */
-static void finish_io(struct uf_pump *p, uint32_t slot, int res)
-{
-    struct uf_slot *s = &p->slots[slot];
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
-    uint32_t length = sizeof(*out);
-    unclaim(p, slot);
-    if (res == -ECANCELED)
-        res = -EINTR;
-    if (res >= 0 && s->opcode == FUSE_READ) {
-        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
-        length += (uint32_t)res;
-        p->bytes_read += (uint32_t)res;
-    } else if (res >= 0 && s->opcode == FUSE_WRITE) {
-        ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
-        length = sizeof(struct write_reply);
-        p->bytes_written += (uint32_t)res;
-    }
-    fill_header(out, s->unique, length, res < 0 ? res : 0);
-    if (make_room(p, 1)) {
-        queue_reply(p, slot, out, length);
-        return;
-    }
-    ssize_t written = write(p->device_fd, out, length);
-    (void)written; /* it fails only for a request that the kernel has given up */
-    free_slot(p, slot);
-}
 
 /* The kernel has taken a reply, or has given up the request (ENOENT) or the device. Any other
  * error is a reply it could not read, and whoever asked still waits for one. */

@@ -28,7 +28,8 @@ struct uf_handle {
     uint32_t in_flight; /* requests of the pump; C counts */
     uint32_t reserved;
 };
-#define UF_HANDLE_FAST 0x80000000u
+#define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
+#define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
 
 struct uf_slot {
     uint64_t unique;
