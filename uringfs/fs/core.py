@@ -50,6 +50,7 @@ class Core:
         self.mount_fds = MountFds(self._reopen_now)
         self.inodes = InodeMap(self.mount_fds)
         self.handles = HandleMap()
+        self._device_traits: dict[tuple[int, int], int] = {}
 
     def import_(self) -> None:
         """Enter the root directory; OSError where it is missing, or is not a directory.

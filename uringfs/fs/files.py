@@ -8,10 +8,11 @@ import stat
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
-from uringfs.fs.handles import Handle
+from uringfs.fs.handles import FAST, MEMORY, Handle
 from uringfs.fs.types import Buffers, Caller, Entry, Opened, OwnedFd
 
-_O_TMPFILE = os.O_TMPFILE
+_MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
+"""TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h)."""
 _CHANGEABLE = os.O_DIRECT | os.O_APPEND
 """Flags that fcntl(F_SETFL) changes on an open file and that change what a transfer does."""
 
@@ -29,7 +30,17 @@ class FileOps(Core):
 
     def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
         kept = self._backing_flags(flags) & ~os.O_TRUNC
-        return Opened(self.handles.insert(nodeid, file, kept, fast=True), self._fopen(stat.S_IFREG))
+        fh = self.handles.insert(nodeid, file, kept, self._traits(nodeid, file))
+        return Opened(fh, self._fopen(stat.S_IFREG))
+
+    def _traits(self, nodeid: int, file: OwnedFd) -> int:
+        """What compiled code may know of the file: MEMORY is asked for once for each device."""
+        device = self.inodes.get(nodeid).ids[:2]
+        traits = self._device_traits.get(device)
+        if traits is None:
+            in_memory = syscalls.fstatfs_type(file.fd) in _MEMORY_FILE_SYSTEMS
+            self._device_traits[device] = traits = FAST | MEMORY if in_memory else FAST
+        return traits
 
     async def create(
         self,
@@ -80,7 +91,7 @@ class FileOps(Core):
     ) -> tuple[Entry, Opened]:
         """open(2) with O_TMPFILE as the caller."""
         directory = self.inodes.open(parent)
-        creating = self._backing_flags(flags) | _O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
+        creating = self._backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
         file = await self.io.openat(directory.fd, b".", creating, mode & 0o7777, caller=caller)
         return await self._created(file, flags)
 

@@ -21,7 +21,9 @@ CAPACITY = 1 << 20
 ENTRY = Struct("=iIQQII")
 """A row: descriptor, flags, fh (0: free), node id, transfers in flight (not ours to write)."""
 FAST = 1 << 31
-"""In a row's flags: a regular file whose transfers need no decision. The others are O_*."""
+"""In a row's flags: a regular file whose transfers need no decision."""
+MEMORY = 1 << 30
+"""In a row's flags: the file system is memory, and never waits. The other flags are O_*."""
 
 _IN_FLIGHT = Struct("=I")
 _IN_FLIGHT_AT = 24
@@ -65,10 +67,11 @@ class HandleMap:
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
 
-    def insert(self, nodeid: int, file: OwnedFd, flags: int, *, fast: bool = False) -> int:
+    def insert(self, nodeid: int, file: OwnedFd, flags: int, traits: int = 0) -> int:
         """Enter an open file and return its ``fh``, which is not used again.
 
-        The low half is its row in the table. OSError ENFILE: there are too many.
+        ``traits`` are FAST and MEMORY, for the table. The low half of ``fh`` is its row in
+        the table. OSError ENFILE: there are too many.
         """
         index = self._free.pop() if self._free else len(self._handles) + 1
         if index >= CAPACITY:
@@ -76,8 +79,7 @@ class HandleMap:
         self._serial = self._serial + 1 & _INDEX
         fh = self._serial << 32 | index
         self._handles[fh] = Handle(fh, nodeid, file, flags)
-        row = flags | FAST if fast else flags
-        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, row, fh, nodeid)
+        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
         return fh
 
     def get(self, fh: int, nodeid: int) -> Handle:

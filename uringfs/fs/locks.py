@@ -135,9 +135,7 @@ class LockOps(Core):
         operation = _FLOCK_OPERATIONS.get(type)
         if operation is None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        await self.locks.take(
-            nodeid, lambda: fcntl.flock(file.fd, operation | fcntl.LOCK_NB), wait
-        )
+        await self.locks.take(nodeid, lambda: fcntl.flock(file.fd, operation | fcntl.LOCK_NB), wait)
         if type != fcntl.F_WRLCK:
             self.locks.released(nodeid)
 

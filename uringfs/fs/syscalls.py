@@ -46,6 +46,7 @@ _utimensat = _bind("utimensat", _int, _str, _ptr, _int)
 _getdents64 = _bind("getdents64", _int, _ptr, _size, restype=_long)
 _faccessat = _bind("faccessat", _int, _str, _int, _int)
 _linkat = _bind("linkat", _int, _str, _int, _str, _int)
+_fstatfs = _bind("fstatfs", _int, _ptr)
 _syncfs = _bind("syncfs", _int)
 _capget = _bind("capget", _ptr, _ptr)
 _capset = _bind("capset", _ptr, _ptr)
@@ -126,6 +127,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) with a mode, which ``os.posix_fallocate`` has not."""
     if _fallocate(fd, mode, offset, length) != 0:
         _raise()
+
+
+def fstatfs_type(fd: int) -> int:
+    """The magic number of the file system (fstatfs(2), f_type), which ``os.fstatvfs`` lacks."""
+    buf = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, buf) != 0:
+        _raise()
+    return ctypes.c_ulong.from_buffer(buf).value & 0xFFFFFFFF
 
 
 def syncfs(fd: int) -> None:
