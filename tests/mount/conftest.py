@@ -149,6 +149,8 @@ def shared_mount(
 @pytest.fixture
 def pair(shared_mount: Mounted, backing: Path) -> Generator[Pair]:
     """A directory on the shared mount and its oracle; they are compared after the test."""
+    status = shared_mount.process.poll()
+    assert status is None, f"the server of the shared mount ended with {status} in an earlier test"
     source = fresh(shared_mount.source, "pair")
     pair = Pair(shared_mount.path / source.name, source, fresh(backing, "oracle"))
     yield pair

@@ -135,7 +135,7 @@ class Mounted:
             forced += self._force()
         assert not forced, f"{forced}; log: {self.log()}"
         killed = self.process.returncode == -signal.SIGKILL
-        assert self.process.returncode == 0 or killed, self.log()
+        assert self.process.returncode == 0 or killed, (self.process.returncode, self.log())
         assert not self.new_trouble(), self.log()
 
     def _force(self) -> list[str]:
