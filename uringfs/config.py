@@ -175,6 +175,15 @@ class ServerConfig:
     ring_entries: int = _option(
         512, _integer(8, 32768), "N", "submission queue entries of the io_uring"
     )
+    pump: bool = _switch(
+        True, "with io_uring and --session dev: move data in compiled code, past Python"
+    )
+    busy_poll_us: int = _option(
+        100,
+        _integer(0, 10_000),
+        "MICROSECONDS",
+        "how long to look for more work before sleeping, as far as it pays; 0: never",
+    )
     thread_pool_size: int = _option(
         0, _integer(0, 256), "N", "threads for --no-async-io; 0 works in the event loop itself"
     )

@@ -39,6 +39,12 @@ class Session(Protocol):
     async def run(self, live: Callable[[], None]) -> None:
         """Mount, call ``live`` when the kernel has answered, serve, unmount."""
 
+    def use_ring(self, ring: Ring, no_fsetid: int) -> None:
+        """Work on the ring where it can; ``no_fsetid`` is a personality without CAP_FSETID."""
+
+    def set_async(self, on: bool) -> None:
+        """Whether data is moved with the ring."""
+
     def stop(self) -> None:
         """Make ``run`` end."""
 
@@ -62,7 +68,7 @@ class Server:
         self._server = server
         self._detached = detached
         self._ring: Ring | None = None
-        self._ring_refused = "off: --no-async-io"
+        self._ring_refused = "--no-async-io"
         self._back_ends: dict[bool, FileIO] = {}
 
     def run(self) -> None:
@@ -87,6 +93,7 @@ class Server:
         self._fs = fs = PassthroughFs(self._config, self._back_end(self._ring is not None))
         fs.import_()
         self._session = session = self._make_session(fs)
+        self._join_ring()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop, number)
@@ -97,7 +104,7 @@ class Server:
         await control.start()
         try:
             await session.run(self._live)
-        except RuntimeError as exc:
+        except (RuntimeError, OSError) as exc:
             raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
         finally:
             control.close()
@@ -106,12 +113,22 @@ class Server:
         log.debug("%s is unmounted", self._mountpoint)
 
     def _make_session(self, fs: PassthroughFs) -> Session:
+        from uringfs.fuse.session_dev import DevSession
         from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
 
         try:
-            return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
+            if self._server.session == "pyfuse3":
+                return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
+            return DevSession(fs, self._mountpoint, self._config, self._mount)
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
+
+    def _join_ring(self) -> None:
+        io = self._fs.io
+        if self._ring is not None and isinstance(io, RingFileIO):
+            self._ring.busy_poll(self._server.busy_poll_us)
+            if self._server.pump:
+                self._session.use_ring(self._ring, io.personalities.no_fsetid)
 
     def _live(self) -> None:
         loop = asyncio.get_running_loop()
@@ -134,8 +151,8 @@ class Server:
 
     def _chosen_io(self) -> str:
         if self._ring is not None:
-            return f"async I/O on io_uring ({self._ring.setup})"
-        return "synchronous I/O"
+            return f"async I/O on io_uring ({self._ring.setup.name})"
+        return f"synchronous I/O ({self._ring_refused})"
 
     def _stop(self, number: int) -> None:
         log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
@@ -164,8 +181,11 @@ class Server:
         if value == "on":
             self._need_ring()
             self._fs.io = self._back_end(True)
+            self._join_ring()
+            self._session.set_async(True)
         elif value == "off":
             self._fs.io = self._back_end(False)
+            self._session.set_async(False)
         elif value not in ("status", None):
             raise UserError(Exit.USAGE, f"async-io takes on, off or status, not {value!r}")
         if value in ("on", "off"):

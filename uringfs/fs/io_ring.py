@@ -36,13 +36,15 @@ class Personalities:
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self._ids: OrderedDict[tuple[Caller | None, bool], int] = OrderedDict()
+        self._ids: OrderedDict[tuple[Caller, bool], int] = OrderedDict()
+        with without_fsetid(True):
+            self.no_fsetid = ring.register_personality()
 
     def get(self, caller: Caller | None, kill_suidgid: bool = False) -> int:
         """The id to put into a request; 0 for the server's own credentials."""
-        if caller is None and not kill_suidgid:
-            return 0
-        key = (caller._replace(pid=0) if caller else None), kill_suidgid
+        if caller is None:
+            return self.no_fsetid if kill_suidgid else 0
+        key = caller._replace(pid=0), kill_suidgid
         found = self._ids.get(key)
         if found is not None:
             self._ids.move_to_end(key)

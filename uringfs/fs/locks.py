@@ -50,7 +50,7 @@ class Locks:
 
     def __init__(self) -> None:
         self.holders: dict[int, dict[int, _Holder]] = {}
-        self._released: dict[int, asyncio.Event] = {}
+        self._waiting: dict[int, set[asyncio.Future[None]]] = {}
 
     def drop(self, nodeid: int, owner: int) -> None:
         """Let go of every POSIX lock the owner has on the file."""
@@ -62,9 +62,8 @@ class Locks:
 
     def released(self, nodeid: int) -> None:
         """Have those who wait for a lock on the file look again."""
-        event = self._released.pop(nodeid, None)
-        if event is not None:
-            event.set()
+        for waker in self._waiting.get(nodeid, ()):
+            _wake(waker)
 
     async def take(self, nodeid: int, attempt: Callable[[], None], wait: bool) -> None:
         """Call ``attempt`` until it gets its lock; EAGAIN at once without ``wait``.
@@ -81,11 +80,27 @@ class Locks:
                     raise
                 if not wait:
                     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-            event = self._released.setdefault(nodeid, asyncio.Event())
-            try:
-                await asyncio.wait_for(event.wait(), pause)
-            except TimeoutError:
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+            await self._released_within(pause, nodeid)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _released_within(self, seconds: float, nodeid: int) -> None:
+        loop = asyncio.get_running_loop()
+        waker: asyncio.Future[None] = loop.create_future()
+        waiting = self._waiting.setdefault(nodeid, set())
+        waiting.add(waker)
+        timer = loop.call_later(seconds, _wake, waker)
+        try:
+            await waker
+        finally:
+            timer.cancel()
+            waiting.discard(waker)
+            if not waiting:
+                self._waiting.pop(nodeid, None)
+
+
+def _wake(waker: asyncio.Future[None]) -> None:
+    if not waker.done():
+        waker.set_result(None)
 
 
 class LockOps(Core):

@@ -120,7 +120,7 @@ class Dispatcher:
             max_background=self._max_background,
             max_write=self._max_write,
         )
-        log.info(
+        log.debug(
             "FUSE %d.%d, offered %r, taken %r",
             major, minor, abi.InitFlags(flags), self.agreement.flags,
         )  # fmt: skip

@@ -63,9 +63,7 @@ class Agreement(NamedTuple):
         )  # fmt: skip
 
 
-def negotiate(
-    offer: Offer, config: Config, *, max_background: int, max_write: int
-) -> Agreement:
+def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: int) -> Agreement:
     """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size.
 
     Raises OSError EPROTO for a kernel too old. A newer major version gets ours back, and the

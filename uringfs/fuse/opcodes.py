@@ -189,7 +189,14 @@ def _read(
     d: Dispatcher, r: Request, fh: int, offset: int, size: int, _read_flags: int, _owner: int,
     flags: int,
 ) -> Any:  # fmt: skip
+    _check_offset(offset)
     return d.fs.read(r.nodeid, fh, _room(r, size), offset, flags)
+
+
+def _check_offset(offset: int) -> None:
+    """-1 has a meaning in preadv2(2) and io_uring: the file position, which is nobody's here."""
+    if offset < 0:
+        raise _error(errno.EINVAL)
 
 
 def _room(request: Request, size: int) -> Buffers:
@@ -202,6 +209,7 @@ def _write(
     d: Dispatcher, r: Request, fh: int, offset: int, size: int, write_flags: int, _owner: int,
     flags: int, data: memoryview,
 ) -> Any:  # fmt: skip
+    _check_offset(offset)
     if size != len(data):
         raise _error(errno.EINVAL)
     return d.fs.write(
@@ -393,9 +401,7 @@ _ROWS = (
     Operation(Opcode.STATFS, abi.NOTHING, _statfs, reply.statfs),
     Operation(Opcode.RELEASE, abi.RELEASE_IN, _release, reply.done),
     Operation(Opcode.FSYNC, abi.FSYNC_IN, _fsync, reply.done),
-    Operation(
-        Opcode.SETXATTR, abi.SETXATTR_COMPAT_IN, _setxattr, reply.done, names=1, data=True
-    ),
+    Operation(Opcode.SETXATTR, abi.SETXATTR_COMPAT_IN, _setxattr, reply.done, names=1, data=True),
     Operation(Opcode.GETXATTR, abi.GETXATTR_IN, _getxattr, reply.xattr, names=1),
     Operation(Opcode.LISTXATTR, abi.GETXATTR_IN, _listxattr, reply.xattr),
     Operation(Opcode.REMOVEXATTR, abi.NOTHING, _removexattr, reply.done, names=1),

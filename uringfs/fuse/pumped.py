@@ -6,6 +6,7 @@ the pump's own slot, and its reply goes out with the ring's next submission.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 SLOTS = 256
 """Requests that can be under way; the kernel keeps the others until one is done."""
+
+
+IDLE_POLL_S = 0.002
+"""How often a closing device looks whether its last replies are out."""
 
 
 class PumpSlot(Request):
@@ -52,17 +57,24 @@ class PumpedDevice:
         *,
         max_write: int,
         no_fsetid: int,
+        served: Callable[[], None],
         ended: Callable[[int], None],
     ) -> None:
-        """``ended(errno)`` is called when the device gives no more requests."""
+        """``no_fsetid`` is a personality of the ring without CAP_FSETID.
+
+        ``served`` is called after a request that Python answered, ``ended(errno)`` when the
+        device gives no more.
+        """
         self._dispatcher = dispatcher
         self._fs = fs
+        self._served = served
         self._ended = ended
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._slots: dict[int, PumpSlot] = {}
         self.pump = Pump(
             ring, device, fs.handles.table,
             slots=SLOTS, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
-            no_fsetid=no_fsetid, on_request=self._request, on_end=ended,
+            no_fsetid=no_fsetid, on_request=self._request, on_end=self._end,
         )  # fmt: skip
         self._ring = ring
         fs.handles.before_close = self._submit
@@ -86,6 +98,22 @@ class PumpedDevice:
         reply = self._dispatcher.dispatch(slot, length)
         if reply is not None:
             self.answer(slot, reply)
+        self._served()
+
+    def _end(self, code: int) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+        if code != errno.ECANCELED:
+            self._ended(code)
+
+    async def close(self) -> None:
+        """Take no more requests, see those under way end, and let go of the ring."""
+        if not self._over.done():
+            self.pump.stop()
+            await self._over
+        while not self.pump.idle:
+            await asyncio.sleep(IDLE_POLL_S)
+        self.pump.close()
 
     def answer(self, slot: PumpSlot, reply: Reply) -> None:
         """Send the reply of a slot's request, or free the slot of one that has none."""
@@ -104,10 +132,3 @@ class PumpedDevice:
     def counts(self) -> Counter[int]:
         """Requests that Python never saw, by opcode."""
         return Counter(self.pump.stats()["fast"])
-
-
-def why_not(ring: Ring) -> str | None:
-    """What keeps the pump from being used; None if nothing does."""
-    if not ring.supports("READ_MULTISHOT"):
-        return os.strerror(errno.EOPNOTSUPP) + ": IORING_OP_READ_MULTISHOT (Linux 6.7)"
-    return None

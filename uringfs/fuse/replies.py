@@ -88,9 +88,7 @@ def opened(_dispatcher: Dispatcher, request: Request, value: Opened) -> Reply:
 def created(_dispatcher: Dispatcher, request: Request, value: tuple[Entry, Opened]) -> Reply:
     made, file = value
     fields = abi.entry_fields(made)
-    return (
-        abi.CREATE_REPLY.pack(abi.CREATE_REPLY.size, 0, request.unique, *fields, *file, 0),
-    )
+    return (abi.CREATE_REPLY.pack(abi.CREATE_REPLY.size, 0, request.unique, *fields, *file, 0),)
 
 
 def read(_dispatcher: Dispatcher, request: Request, count: int) -> Reply:

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
 from uringfs.fs.passthrough import PassthroughFs
@@ -23,6 +24,10 @@ from uringfs.fuse.mount import handed_device, mount
 from uringfs.fuse.mounts import Mount, mount_at, unmount
 from uringfs.fuse.request import Reply
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
+
+if TYPE_CHECKING:
+    from uringfs.fuse.pumped import PumpedDevice
+    from uringfs.ring import Ring
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +69,17 @@ class DevSession:
         self._stopping = False
         self._free: list[DevSlot] = []
         self._slot = DevSlot(self)
+        self._ring: Ring | None = None
+        self._no_fsetid = 0
+        self._pumped: PumpedDevice | None = None
 
     @property
     def requests(self) -> dict[str, int]:
         """How many requests were served, by operation."""
-        counts = self._dispatcher.counts
+        counts = list(self._dispatcher.counts)
+        if self._pumped is not None:
+            for opcode, count in self._pumped.counts().items():
+                counts[opcode] += count
         return {code.name.lower(): counts[code] for code in Opcode if counts[code]}
 
     async def run(self, live: Callable[[], None]) -> None:
@@ -83,7 +94,7 @@ class DevSession:
         try:
             if handed_device(self._mountpoint) is None:
                 self._mounted = mount_at(self._mountpoint)
-            loop.add_reader(self._device, self._drain)
+            self._listen()
             if not self._stopping:
                 await self._ended
         finally:
@@ -93,6 +104,31 @@ class DevSession:
         """Let requests under way end, unmount, and have ``run`` return."""
         self._stopping = True
         self._end()
+
+    def use_ring(self, ring: Ring, no_fsetid: int) -> None:
+        """Let the ring's pump serve the device, from now on; see PumpedDevice for arguments."""
+        self._ring, self._no_fsetid = ring, no_fsetid
+        if self._mounted is not None and self._pumped is None:
+            asyncio.get_running_loop().remove_reader(self._device)
+            self._listen()
+
+    def set_async(self, on: bool) -> None:
+        """Whether the pump moves data itself, or hands every request on."""
+        if self._pumped is not None:
+            self._pumped.pump.fast = on
+
+    def _listen(self) -> None:
+        if self._ring is None:
+            asyncio.get_running_loop().add_reader(self._device, self._drain)
+            return
+        from uringfs.fuse.pumped import PumpedDevice  # compiled: not needed without a ring
+
+        self._pumped = PumpedDevice(
+            self._ring, self._device.fileno(), self._fs, self._dispatcher,
+            max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
+            served=self._served, ended=self._device_failed,
+        )  # fmt: skip
+        self._pumped.start()
 
     def _end(self, fault: OSError | None = None) -> None:
         if self._ended is not None and not self._ended.done():
@@ -108,6 +144,8 @@ class DevSession:
             await loop.run_in_executor(None, _detach, self._mounted)
         await self._dispatcher.close(LEAVE_GRACE_S)
         loop.remove_reader(self._device)
+        if self._pumped is not None:
+            await self._pumped.close()
         self._device.close()
 
     def _drain(self) -> None:
@@ -137,14 +175,19 @@ class DevSession:
         elif reply:
             self._send(reply)
         if self._live is not None:
-            self._initialised()
+            self._served()
 
-    def _initialised(self) -> None:
+    def _served(self) -> None:
+        """The first request was INIT: now the mount is live, unless it was refused."""
+        if self._live is None:
+            return
         agreement = self._dispatcher.agreement
         if agreement is None:
             self._end(OSError(errno.EPROTO, "the kernel's FUSE protocol is too old"))
         elif agreement.max_write and self._live is not None:
             live, self._live = self._live, None
+            if self._pumped is not None:
+                self._pumped.negotiated()
             live()
 
     def finished(self, slot: DevSlot, reply: Reply) -> None:
@@ -176,15 +219,19 @@ class DevSession:
         if exc.errno in (errno.EINTR, errno.ENOENT):
             return False
         asyncio.get_running_loop().remove_reader(self._device)
-        if exc.errno == errno.ENODEV:
+        self._device_failed(exc.errno or errno.EIO)
+        return True
+
+    def _device_failed(self, code: int) -> None:
+        """The device gives no more requests: ENODEV, as it was unmounted."""
+        if code == errno.ENODEV:
             log.debug("%s was unmounted", self._mountpoint)
             self._end()
-        elif exc.errno == errno.ECONNABORTED:
+        elif code == errno.ECONNABORTED:
             log.warning("the connection of %s was aborted", self._mountpoint)
             self._end()
         else:
-            self._end(exc)
-        return True
+            self._end(OSError(code, os.strerror(code)))
 
 
 def _detach(mounted: Mount) -> None:

@@ -86,6 +86,12 @@ class Pyfuse3Session:
         finally:
             pyfuse3.close(unmount=True)
 
+    def use_ring(self, ring: object, no_fsetid: int) -> None:
+        """libfuse has the device: nothing to do but what its requests are made of."""
+
+    def set_async(self, on: bool) -> None:
+        """As above."""
+
     def stop(self) -> None:
         """Take no more requests; ``run`` answers those under way, unmounts and returns."""
         if not self._stopping:

@@ -12,9 +12,9 @@ import mmap
 import os
 from collections.abc import Callable
 from struct import Struct
+from typing import Any
 
 from uringfs.fs.errors import errno_of
-from uringfs.fs.handles import Handle
 from uringfs.fuse import abi
 from uringfs.fuse.replies import error
 from uringfs.fuse.request import Request
@@ -25,7 +25,7 @@ MAX_WRITE = 1 << 20
 _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 # Header and arguments of READ and WRITE, which are alike, without caller and lock owner.
 _ARGUMENTS = Struct("=IIQQ16xQqII8xi4x")
-_PLAIN = ~(abi.FUSE_WRITE_LOCKOWNER | abi.FUSE_READ_LOCKOWNER)
+_UNUSUAL = ~(abi.FUSE_WRITE_LOCKOWNER | abi.FUSE_READ_LOCKOWNER)
 _CHANGEABLE = os.O_DIRECT | os.O_APPEND
 _IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 _REPLY = mmap.PAGESIZE - abi.OUT_HEADER.size
@@ -59,9 +59,11 @@ class Slot(Request):
 
 
 def transfer(
-    slot: Slot, length: int, find: Callable[[int, int], Handle], counts: list[int]
+    slot: Slot, length: int, find: Callable[[int, int], Any], counts: list[int]
 ) -> bytes | memoryview | None:
     """Answer the message of ``length`` bytes if it is a plain READ or WRITE of an open file.
+
+    ``find`` is the handle map's ``get``, ``counts`` are requests by opcode.
 
     Plain: well-formed, on a handle, with O_DIRECT and O_APPEND as the file was opened, and
     without flags that ask for more than the transfer.
@@ -72,7 +74,7 @@ def transfer(
             return None
     elif opcode != _WRITE or length != _IN + size:
         return None
-    if length != total or how & _PLAIN or not fh:
+    if length != total or how & _UNUSUAL or offset < 0 or not fh:
         return None
     try:
         handle = find(fh, nodeid)

@@ -53,8 +53,10 @@ def build_in_place() -> Path:
     """Compile in a scratch directory (setuptools would read a pyproject.toml beside it)."""
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        built = ffibuilder.compile(verbose=True)
-        return Path(shutil.copy(built, HERE))
+        built = Path(ffibuilder.compile(verbose=True))
+        # Never write into a library that a running process has mapped.
+        fresh = shutil.copy(built, HERE / f".{built.name}.{os.getpid()}")
+        return Path(fresh).replace(HERE / built.name)
 
 
 if __name__ == "__main__":

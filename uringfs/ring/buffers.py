@@ -32,16 +32,16 @@ class Buffer:
 class BufferPool:
     """`count` buffers of `size` bytes (rounded up to whole pages), page-aligned and registered."""
 
-    def __init__(self, table: "BufferTable", first: int, count: int, size: int) -> None:
+    def __init__(self, table: "BufferTable", count: int, size: int) -> None:
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         self.count = count
         self._memory = mmap.mmap(-1, count * self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        first = table.pin(self._memory, self.size, self.size)
         base = ffi.from_buffer("char[]", self._memory)
         view = memoryview(self._memory)
         self._free: list[Buffer] = []
         for i in range(count):
             start = i * self.size
-            table.update(first + i, base + start, self.size)
             self._free.append(
                 Buffer(self, first + i, base + start, view[start : start + self.size])
             )
@@ -68,9 +68,9 @@ class BufferTable:
         self._pools: list[BufferPool] = []
 
     def pool(self, count: int, size: int) -> BufferPool:
-        if size < 1:
-            raise ValueError("a buffer has at least one byte")
-        pool = BufferPool(self, self._take(count), count, size)
+        if count < 1 or size < 1:
+            raise ValueError("a pool has at least one buffer, of at least one byte")
+        pool = BufferPool(self, count, size)
         self._pools.append(pool)
         return pool
 
@@ -88,6 +88,7 @@ class BufferTable:
         except OSError:
             for index in range(first, first + done):
                 self.update(index, ffi.NULL, 0)
+            self._used = first
             raise
         return first
 
