@@ -7,6 +7,7 @@ of output is JSON: how many tests ran, and how many loops or selectors of ours t
 """
 
 import asyncio
+import asyncio.unix_events
 import importlib
 import json
 import selectors
@@ -47,13 +48,11 @@ class Loop(RingEventLoop):
 
 
 def patch() -> None:
-    selectors.EpollSelector = selectors.DefaultSelector = OwningSelector  # type: ignore[misc]
-    from asyncio import unix_events
-
-    for place in (asyncio, unix_events):
-        place.SelectorEventLoop = Loop  # type: ignore[attr-defined]
-        if hasattr(place, "EventLoop"):
-            place.EventLoop = Loop
+    module: Any = selectors
+    module.EpollSelector = module.DefaultSelector = OwningSelector
+    for place in (asyncio, asyncio.unix_events):
+        module = place
+        module.SelectorEventLoop = module.EventLoop = Loop
     policy: Any = asyncio.DefaultEventLoopPolicy
     policy._loop_factory = Loop
 

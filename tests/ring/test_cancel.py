@@ -145,8 +145,8 @@ def test_cancel_awaitable_tells_what_came_of_it(drive: Drive, pipe: tuple[int, i
     async def main(ring: Ring) -> None:
         future = ring.read(pipe[0], 10)
         await ring.nop()
-        assert await ring.cancel(future) is None
-        with pytest.raises(OSError, match="ECANCELED|Operation canceled"):
+        await ring.cancel(future)
+        with pytest.raises(OSError, match="Operation canceled"):
             await future
         with pytest.raises(FileNotFoundError):
             await ring.cancel(future)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any
 
 import pytest
 
@@ -218,7 +219,7 @@ def test_selector_given_to_asyncios_own_loop() -> None:
     ring = Ring()
 
     async def main() -> None:
-        assert await ring.nop() is None
+        await ring.nop()
         assert get_ring() is ring
 
     with asyncio.Runner(
@@ -308,8 +309,11 @@ def test_same_refusals_as_epoll(selector: RingSelector) -> None:
         os.close(writer)
         for which in (epoll, selector):
             which.register(reader, EVENT_READ)
-        for args in [(regular, EVENT_READ), (98765, EVENT_READ), (reader, EVENT_READ),
-                     (writer, 0), (writer, 8), (-1, EVENT_READ)]:  # fmt: skip
+        refused: list[tuple[Any, int]] = [
+            (regular, EVENT_READ), (98765, EVENT_READ), (reader, EVENT_READ),
+            (writer, 0), (writer, 8), (-1, EVENT_READ),
+        ]  # fmt: skip
+        for args in refused:
             said = []
             for which in (epoll, selector):
                 with pytest.raises((OSError, KeyError, ValueError)) as raised:

@@ -75,13 +75,11 @@ def test_write(drive: Drive, file: int, data: Any) -> None:
     async def main(ring: Ring) -> None:
         assert await ring.write(file, data, 50) == len(data)
         assert os.pread(file, len(data), 50) == bytes(data)
+        reader, writer = os.pipe()
+        os.close(reader)
         with pytest.raises(BrokenPipeError):
-            reader, writer = os.pipe()
-            os.close(reader)
-            try:
-                await ring.write(writer, b"x")
-            finally:
-                os.close(writer)
+            await ring.write(writer, b"x")
+        os.close(writer)
 
     drive(main)
 
@@ -140,8 +138,8 @@ def test_splice(drive: Drive, file: int) -> None:
 
 def test_sizes(drive: Drive, file: int) -> None:
     async def main(ring: Ring) -> None:
-        assert await ring.fsync(file) is None
-        assert await ring.fsync(file, datasync=True) is None
+        await ring.fsync(file)
+        await ring.fsync(file, datasync=True)
         await ring.fallocate(file, 0, 8192, 4096)
         assert os.fstat(file).st_size == 12288
         await ring.fallocate(file, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 4096)
@@ -159,7 +157,7 @@ def test_open_and_close(drive: Drive, tmp_path: Path) -> None:
         fd = await ring.openat(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
         assert not os.get_inheritable(fd)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640 & ~current_umask()
-        assert await ring.close_fd(fd) is None
+        await ring.close_fd(fd)
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
         with pytest.raises(FileExistsError) as raised:
@@ -270,11 +268,11 @@ def test_poll_timeout_nop(drive: Drive) -> None:
             assert not pending.done()
             os.write(writer, b"x")
             assert await pending == select.POLLIN
-            assert await ring.nop() is None
+            await ring.nop()
             start = time.monotonic()
-            assert await ring.timeout(0.02) is None
+            await ring.timeout(0.02)
             assert time.monotonic() - start >= 0.02
-            assert await ring.timeout(0) is None
+            await ring.timeout(0)
         finally:
             os.close(reader)
             os.close(writer)
