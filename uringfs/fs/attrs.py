@@ -45,7 +45,6 @@ class AttrOps(Core):
             file = await self._open_inode(nodeid, os.O_RDWR | os.O_NONBLOCK)
         else:
             file = self.handles.get(fh, nodeid).file
-        kill = kill or self.features.kill_suidgid_always
         await self.io.ftruncate(file.fd, size, kill_suidgid=kill)
 
     async def statfs(self, nodeid: int) -> os.statvfs_result:

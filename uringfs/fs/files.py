@@ -24,8 +24,7 @@ class FileOps(Core):
         """open(2) of a known inode; ENOSYS tells the kernel to do without (no_open)."""
         if self.features.no_open:
             raise OSError(errno.ENOSYS, "no_open")
-        kill = kill_suidgid or (self.features.kill_suidgid_always and bool(flags & os.O_TRUNC))
-        file = await self._open_inode(nodeid, flags, kill_suidgid=kill)
+        file = await self._open_inode(nodeid, flags, kill_suidgid=kill_suidgid)
         return self._opened(nodeid, file, flags)
 
     def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
@@ -124,8 +123,7 @@ class FileOps(Core):
         if from_cache:
             flags = (handle.flags if flags is None else flags) & ~_CHANGEABLE
         file = await self._variant(handle, flags)
-        kill = kill_suidgid or self.features.kill_suidgid_always
-        return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill)
+        return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
 
     async def _variant(self, handle: Handle, flags: int | None) -> OwnedFd:
         """The handle's file, or the same file opened with the flags the client has now."""

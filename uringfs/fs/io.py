@@ -12,12 +12,19 @@ set-group-ID bits (capabilities(7)).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from uringfs.fs.types import Buffers, Caller, OwnedFd
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class PlainIO(NamedTuple):
+    """Transfers as functions: descriptor, memory, offset; bytes moved, or OSError."""
+
+    readv: Callable[[int, Buffers, int], int]
+    write: Callable[[int, memoryview, int], int]
 
 
 class FileIO(Protocol):
@@ -28,8 +35,8 @@ class FileIO(Protocol):
         """What logs and ``status`` call it."""
 
     @property
-    def inline(self) -> bool:
-        """Whether readv and writev are plain system calls, which a session may make itself."""
+    def plain(self) -> PlainIO | None:
+        """What readv and writev come to where they never wait, to be called without awaiting."""
 
     async def openat(
         self,

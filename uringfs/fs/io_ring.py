@@ -64,7 +64,7 @@ class RingFileIO:
     """Requests are queued on the ring and submitted together by the event loop's next turn."""
 
     name = "io_uring"
-    inline = False
+    plain = None
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring

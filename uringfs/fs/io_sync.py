@@ -12,6 +12,7 @@ from aiofiles.os import wrap
 
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting_as, without_fsetid
+from uringfs.fs.io import PlainIO
 from uringfs.fs.types import Buffers, Caller, OwnedFd
 
 P = ParamSpec("P")
@@ -22,7 +23,7 @@ class SyncFileIO:
     """Every call blocks the event loop for as long as the kernel takes."""
 
     name = "sync"
-    inline = True
+    plain: PlainIO | None = PlainIO(os.preadv, os.pwrite)
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return func(*args, **kwargs)
@@ -90,7 +91,7 @@ class PooledFileIO(SyncFileIO):
     else does so from its first to its last instruction within one worker.
     """
 
-    inline = False
+    plain = None
 
     def __init__(self, threads: int) -> None:
         self.name = f"sync, {threads} threads"

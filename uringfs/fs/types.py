@@ -158,17 +158,12 @@ class SetAttr:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What session and kernel agreed on, as far as the operations care (FUSE_INIT).
-
-    ``kill_suidgid_always``: the kernel leaves set-ID bits to the server and does not say when
-    (FUSE_HANDLE_KILLPRIV), so every write clears them.
-    """
+    """What session and kernel agreed on, as far as the operations care (FUSE_INIT)."""
 
     writeback: bool = False
     no_open: bool = False
     no_opendir: bool = False
     killpriv_v2: bool = False
-    kill_suidgid_always: bool = False
     perfile_dax: bool = False
 
 

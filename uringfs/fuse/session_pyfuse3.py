@@ -146,7 +146,7 @@ class _Operations(pyfuse3.Operations):
         self.live: Callable[[], None] = lambda: None
 
     def init(self) -> None:
-        self._fs.negotiated(Features(writeback=self._config.writeback, kill_suidgid_always=True))
+        self._fs.negotiated(Features(writeback=self._config.writeback))
         self.live()
 
     @_answers
