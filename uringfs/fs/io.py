@@ -12,19 +12,12 @@ set-group-ID bits (capabilities(7)).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
-from uringfs.fs.types import Buffers, Caller, OwnedFd
+from uringfs.fs.types import Buffers, Caller, OwnedFd, PlainIO
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class PlainIO(NamedTuple):
-    """Transfers as functions: descriptor, memory, offset; bytes moved, or OSError."""
-
-    readv: Callable[[int, Buffers, int], int]
-    write: Callable[[int, memoryview, int], int]
 
 
 class FileIO(Protocol):

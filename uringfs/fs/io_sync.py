@@ -12,8 +12,7 @@ from aiofiles.os import wrap
 
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting_as, without_fsetid
-from uringfs.fs.io import PlainIO
-from uringfs.fs.types import Buffers, Caller, OwnedFd
+from uringfs.fs.types import Buffers, Caller, OwnedFd, PlainIO
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,13 @@ UTIME_OMIT = (1 << 30) - 2
 
 Buffers = Sequence[memoryview]
 """What data is read into or written from, in order, as readv(2) and writev(2) take it."""
+
+
+class PlainIO(NamedTuple):
+    """Transfers as functions: descriptor, memory, offset; bytes moved, or OSError."""
+
+    readv: Callable[[int, Buffers, int], int]
+    write: Callable[[int, memoryview, int], int]
 
 
 class OwnedFd:

@@ -150,7 +150,7 @@ class DevSession:
 
     def _drain(self) -> None:
         """Answer what the kernel has queued, a bounded number of requests."""
-        inline, find, counts = self._fs.io.inline, self._fs.handles.get, self._dispatcher.counts
+        plain, find, counts = self._fs.io.plain, self._fs.handles.get, self._dispatcher.counts
         device = self._device
         for _ in range(BATCH):
             slot = self._slot
@@ -162,7 +162,7 @@ class DevSession:
                 continue
             if length is None:
                 return
-            reply = transfer(slot, length, find, counts) if inline else None
+            reply = transfer(slot, length, plain, find, counts) if plain else None
             if reply is None:
                 self._answer(slot, length)
             else:

@@ -2,8 +2,8 @@
 
 Most requests are answered without waiting for anything, and a Task costs more than their answer.
 So a coroutine is stepped once by hand. Only one that really waits becomes a Task, which has to
-take it over in mid-flight: the first future is yielded before there is a Task to see it. What needs a
-current Task (asyncio.timeout) cannot be the first thing such a coroutine waits in.
+take it over in mid-flight: the first future is yielded before there is a Task to see it. What
+needs a current Task (asyncio.timeout) cannot be the first thing such a coroutine waits in.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Any
 
 from uringfs.fs.errors import errno_of
+from uringfs.fs.types import PlainIO
 from uringfs.fuse import abi
 from uringfs.fuse.replies import error
 from uringfs.fuse.request import Request
@@ -59,7 +60,7 @@ class Slot(Request):
 
 
 def transfer(
-    slot: Slot, length: int, find: Callable[[int, int], Any], counts: list[int]
+    slot: Slot, length: int, plain: PlainIO, find: Callable[[int, int], Any], counts: list[int]
 ) -> bytes | memoryview | None:
     """Answer the message of ``length`` bytes if it is a plain READ or WRITE of an open file.
 
@@ -83,8 +84,8 @@ def transfer(
         counts[opcode] += 1
         data, reply = slot.views.get(size) or slot.view(size)
         if opcode == _WRITE:
-            return _pack_written(24, 0, unique, os.pwrite(handle.file.fd, data[0], offset))
-        count = os.preadv(handle.file.fd, data, offset)
+            return _pack_written(24, 0, unique, plain.write(handle.file.fd, data[0], offset))
+        count = plain.readv(handle.file.fd, data, offset)
     except OSError as exc:
         return error(unique, errno_of(exc))[0]
     _pack_header_into(slot.memory, _REPLY, 16 + count, 0, unique)
