@@ -301,7 +301,7 @@ class BinaryFile(File):
             return count
         # Where O_APPEND put the data only the descriptor's own position tells.
         count = await self._write_all(data, -1)
-        if self._seekable:
+        if self._seekable and count:
             self._position = os.lseek(self._fd, 0, os.SEEK_CUR)
         return count
 
