@@ -39,7 +39,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.control": SHARED,
     "uringfs.daemon": (),
     "uringfs.errors": (),
-    "uringfs.preflight": ("uringfs.fuse.mounts", *SHARED),
+    "uringfs.preflight": ("uringfs.fs.syscalls", "uringfs.fuse.mounts", *SHARED),
     "uringfs.server": (
         "uringfs",
         "uringfs.control",

@@ -44,16 +44,30 @@ class ControlServer:
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
-        """Listen. A socket left by a server that died is replaced. OSError if it cannot be."""
+        """Listen. A socket left by a server that died is replaced. UserError if it cannot be."""
+        try:
+            listener = self._bind()
+        except OSError as exc:
+            why = exc.strerror or exc
+            raise UserError(
+                Exit.USAGE, f"control socket {self.path}: {why}; name another: --control PATH"
+            ) from exc
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener)
+
+    def _bind(self) -> socket.socket:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
+        if _is_left_behind(self.path):
+            self.path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         umask = os.umask(0o177)
         try:
             listener.bind(str(self.path))
+        except BaseException:
+            listener.close()
+            raise
         finally:
             os.umask(umask)
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener)
+        return listener
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
@@ -81,6 +95,18 @@ class ControlServer:
         except (ValueError, KeyError, TypeError, AttributeError):
             known = ", ".join(sorted(self._commands))
             return {"ok": False, "error": f"not a request; commands are {known}"}
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Whether a socket is there that nobody listens on: anything else is not ours to remove."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return path.is_socket()
+        except FileNotFoundError:
+            return False
+    return False
 
 
 def ask(path: Path, command: str, value: str | None = None) -> dict[str, Any]:

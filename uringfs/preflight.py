@@ -9,12 +9,19 @@ import stat
 
 from uringfs.config import MountConfig
 from uringfs.errors import Exit, UserError
+from uringfs.fs import syscalls
 from uringfs.fuse.mounts import is_dead, mount_at, resolve
+
+FUSE_DEVICE = os.makedev(10, 229)
+"""/dev/fuse on every Linux (Documentation/admin-guide/devices.txt)."""
+CAP_SYS_ADMIN = 1 << 21
 
 
 def check(source: str, mountpoint: str, mount: MountConfig) -> tuple[str, str]:
     """The source and the mount point as absolute paths; UserError for what cannot work."""
     _check_source(source)
+    if mountpoint.startswith("/dev/fd/"):
+        return os.path.realpath(source), mountpoint  # mounted already, by whoever opened it
     _check_mountpoint(mountpoint, nonempty=mount.nonempty)
     _check_fuse(mount)
     return _check_apart(source, mountpoint)
@@ -79,7 +86,12 @@ def _is_beneath(path: str, directory: str) -> bool:
 
 def _check_fuse(mount: MountConfig) -> None:
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(device).st_rdev != FUSE_DEVICE:
+                raise OSError(errno.ENODEV, "not the FUSE device")
+        finally:
+            os.close(device)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             advice = "load the module with: modprobe fuse (in a container: --device /dev/fuse)"
@@ -87,6 +99,12 @@ def _check_fuse(mount: MountConfig) -> None:
             advice = "run as root, or have the device's mode changed (usually 0666)"
         raise UserError(Exit.FUSE, f"/dev/fuse: {exc.strerror}; {advice}") from exc
     if os.geteuid() == 0:
+        if not syscalls.get_caps()[0] & CAP_SYS_ADMIN:
+            raise UserError(
+                Exit.FUSE,
+                "mounting: not permitted without CAP_SYS_ADMIN; "
+                "in a container: --cap-add SYS_ADMIN --device /dev/fuse",
+            )
         return
     if shutil.which("fusermount3") is None:
         raise UserError(

@@ -1,0 +1,42 @@
+"""A seccomp filter (seccomp(2)) under which io_uring_setup fails, as in many containers."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+
+PR_SET_SECCOMP = 22
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_MODE_FILTER = 2
+SECCOMP_RET_ERRNO = 0x00050000
+SECCOMP_RET_ALLOW = 0x7FFF0000
+BPF_LOAD_WORD, BPF_JUMP_EQUAL, BPF_RETURN = 0x20, 0x15, 0x06
+IO_URING_SETUP = 425  # on every architecture
+
+
+def deny_io_uring(code: int) -> Callable[[], None]:
+    """What a child runs before exec, so that io_uring_setup(2) fails with errno ``code``."""
+    instructions = (
+        (BPF_LOAD_WORD, 0, 0, 0),  # seccomp_data.nr
+        (BPF_JUMP_EQUAL, 0, 1, IO_URING_SETUP),
+        (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | code),
+        (BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW),
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    code_of_filter = ctypes.create_string_buffer(
+        b"".join(struct.pack("=HBBI", *each) for each in instructions)
+    )
+    program = ctypes.create_string_buffer(
+        struct.pack("@HP", len(instructions), ctypes.addressof(code_of_filter))
+    )
+
+    def install() -> None:
+        zero = ctypes.c_ulong(0)
+        if libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(
+            PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), program, zero, zero
+        ):
+            raise OSError(ctypes.get_errno(), "seccomp filter refused")
+        assert code_of_filter  # the program points into it
+
+    return install
