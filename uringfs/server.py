@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import logging
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,16 +144,16 @@ class Server:
             except OSError as exc:
                 log.warning("max_background stays at the kernel's default: %s", exc)
         log.info(
-            "%s on %s: session %s, %s; stop it with: uringfs umount %s",
+            "%s on %s: session %s, %s; stop it with: %s umount %s",
             self._source, self._mountpoint, self._session.name, self._chosen_io(),
-            self._mountpoint,
+            shutil.which("uringfs") or sys.argv[0], self._mountpoint,
         )  # fmt: skip
         if self._detached is not None:
             self._detached()
 
     def _chosen_io(self) -> str:
         if self._ring is not None:
-            return f"async I/O on io_uring ({self._ring.setup.name})"
+            return "async I/O on io_uring"
         return f"synchronous I/O ({self._ring_refused})"
 
     def _stop(self, number: int) -> None:

@@ -15,6 +15,8 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 FSTYPE = "fuse.uringfs"
 MNT_DETACH = 2
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class Mount(NamedTuple):
     """One line of mountinfo; ``device`` is (major, minor)."""
@@ -77,15 +79,23 @@ def is_dead(mountpoint: str) -> bool:
 
 def set_max_background(mount: Mount, count: int) -> None:
     """Let the kernel keep ``count`` asynchronous requests with the server. OSError if refused."""
+    if not mount.connection.exists() and os.geteuid() == 0:
+        _mount_fusectl()
     (mount.connection / "max_background").write_text(str(count))
     (mount.connection / "congestion_threshold").write_text(str(max(1, count * 3 // 4)))
+
+
+def _mount_fusectl() -> None:
+    """systemd mounts it where it runs; in a container or a small system nobody has."""
+    if _libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", 0, None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"fusectl: {os.strerror(code)}", str(CONNECTIONS))
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """umount2(2) as root, fusermount3(1) otherwise. OSError: EBUSY, EPERM, EINVAL."""
     if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0) != 0:
+        if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), mountpoint)
         return

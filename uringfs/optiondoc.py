@@ -1,0 +1,62 @@
+"""docs/options.md, made from the table of options: ``python -m uringfs.optiondoc``."""
+
+from __future__ import annotations
+
+from uringfs.config import OPTIONS, SECTIONS, Option
+from uringfs.errors import Exit
+
+_HEAD = """\
+# Options
+
+<!-- Made by `python -m uringfs.optiondoc`; edit uringfs/config.py instead. -->
+
+Every option of `uringfs mount` can be given as a flag (`--entry-timeout 1 --ro --no-pump`) or in
+the style of fstab (`-o entry_timeout=1,ro,nopump`). A flag wins over `-o`. Times are in seconds, sizes in bytes.
+"""
+
+_EXITS = {
+    Exit.OK: "done; for `mount`, unmounted in good order",
+    Exit.FAILED: "failed, for a reason that has no status of its own",
+    Exit.USAGE: "unknown option, value out of range, options that exclude each other",
+    Exit.SOURCE: "the source is missing, is no directory, or cannot be read",
+    Exit.MOUNTPOINT: "the mount point is missing, busy, not empty, or inside the source",
+    Exit.FUSE: "no /dev/fuse, or not permitted to mount",
+    Exit.IO_URING: "`--async-io` was asked for and io_uring is not available",
+    Exit.NOT_SERVED: "no server answers for that mount point",
+}
+
+_TAIL = """\
+## Exit status
+
+| status | meaning |
+|---|---|
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    lines = [_HEAD]
+    for section in SECTIONS:
+        title = (section.__doc__ or "").partition(".")[0]
+        lines += [f"## {title}\n", "| option | value | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(row) for row in OPTIONS.values() if row.section is section]
+        lines.append("")
+    exits = "\n".join(f"| {status.value} | {meaning} |" for status, meaning in _EXITS.items())
+    return "\n".join(lines) + "\n" + _TAIL + exits + "\n"
+
+
+def _row(row: Option) -> str:
+    names = " ".join(f"`{name}`" for name in (row.name, *row.aliases))
+    return f"| {names} | {row.value or 'on, off'} | {_default(row)} | {row.help} |"
+
+
+def _default(row: Option) -> str:
+    if row.default in (None, ""):
+        return ""
+    if row.is_switch:
+        return "on" if row.default else "off"
+    return str(getattr(row.default, "value", row.default))
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
