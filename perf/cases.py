@@ -1,0 +1,115 @@
+"""Which cases there are, and the figures that issue 3 asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from perf.metadata import OPERATIONS
+from perf.model import NATIVE, Case
+
+JOBS = Path(__file__).parent / "jobs"
+ENGINES = ("io_uring", "libaio")
+BACKINGS = ("disk", "tmpfs")
+
+# What is measured where. A RAM disk gains nothing from queues deeper than its clients can fill.
+_FIO: dict[str, tuple[str, ...]] = {
+    "randread-4k-qd1": BACKINGS,
+    "randread-4k-qd32": BACKINGS,
+    "randread-4k-qd128": ("disk",),
+    "randwrite-4k-qd32": BACKINGS,
+    "seqread-1m-qd8": BACKINGS,
+    "seqwrite-1m-qd8": BACKINGS,
+    "randread-4k-qd32-jobs4": ("disk",),
+    "randwrite-4k-qd32-jobs4": ("disk",),
+}
+
+CASES: tuple[Case, ...] = (
+    *(
+        Case("fio", job, backing, engine)
+        for backing in BACKINGS
+        for job, backings in _FIO.items()
+        if backing in backings
+        for engine in ENGINES
+    ),
+    *(Case("metadata", operation, backing) for backing in BACKINGS for operation in OPERATIONS),
+)
+"""What ``perf run`` measures when not told otherwise."""
+
+CHECKS: tuple[Case, ...] = tuple(
+    Case("fio", "verify-4k-qd32", backing, engine) for backing in BACKINGS for engine in ENGINES
+)
+"""Cases that ask for right data only; by name, or in ``perf smoke``."""
+
+
+def select(patterns: Sequence[str], backings: Iterable[str]) -> list[Case]:
+    """The cases on these backings that fit a pattern (fnmatch, on the key, the name or the job);
+    without patterns :data:`CASES`. ValueError for a pattern that fits nothing."""
+    allowed = set(backings)
+    known = [case for case in (*CASES, *CHECKS) if case.backing in allowed]
+    if not patterns:
+        return [case for case in CASES if case.backing in allowed]
+    for pattern in patterns:
+        if not any(_fits(case, pattern) for case in known):
+            raise ValueError(f"no case fits {pattern!r}: see python -m perf list")
+    return [case for case in known if any(_fits(case, pattern) for pattern in patterns)]
+
+
+def _fits(case: Case, pattern: str) -> bool:
+    return any(fnmatchcase(text, pattern) for text in (case.key, case.name, case.job))
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A ratio to reach in the cases whose key fits ``cases``: of ``metric`` (``rate`` or ``cpu``)
+    for the group ``ours`` over the same for the best of the group ``theirs``."""
+
+    cases: str
+    theirs: str
+    bound: float
+    metric: str = "rate"
+    ours: str = "dev-async"
+
+    @property
+    def at_most(self) -> bool:
+        """Whether less is better: of CPU time, not of operations."""
+        return self.metric == "cpu"
+
+    def met(self, ratio: float) -> bool:
+        """Whether that ratio is good enough."""
+        return ratio <= self.bound if self.at_most else ratio >= self.bound
+
+
+GOALS: tuple[Goal, ...] = (
+    Goal("randread-4k-qd32/*@disk", "hp", 1.2),
+    Goal("randread-4k-qd32/*@disk", NATIVE, 0.75),
+    Goal("randread-4k-qd32/*@disk", "hp", 0.4, "cpu"),
+    Goal("randread-4k-qd32/*@disk", "dev-sync", 3.5),
+    Goal("randread-4k-qd128/*@disk", "hp", 1.5),
+    Goal("randread-4k-qd128/*@disk", NATIVE, 0.95),
+    Goal("randwrite-4k-qd32/*@disk", "hp", 2.0),
+    Goal("randwrite-4k-qd32/*@disk", NATIVE, 0.7),
+    Goal("randwrite-4k-qd32/*@disk", "hp", 0.4, "cpu"),
+    Goal("randread-4k-qd32/*@tmpfs", "hp", 1.25),
+    Goal("randread-4k-qd32/*@tmpfs", "hp", 0.85, "cpu"),
+    Goal("randread-4k-qd32/*@tmpfs", "hp", 0.8, ours="dev-sync"),
+    Goal("randwrite-4k-qd32/*@tmpfs", "hp", 1.25),
+    Goal("randwrite-4k-qd32/*@tmpfs", "hp", 0.85, "cpu"),
+    Goal("randwrite-4k-qd32/*@tmpfs", "hp", 0.8, ours="dev-sync"),
+    Goal("randread-4k-qd1/*", "hp", 1.3),
+    Goal("randread-4k-qd1/*@disk", NATIVE, 0.85),
+    Goal("seqread-1m-qd8/*@disk", "hp", 1.5),
+    Goal("seqread-1m-qd8/*@tmpfs", "hp", 3.5),
+    Goal("seqread-1m-qd8/*@disk", NATIVE, 0.9),
+    Goal("seqwrite-1m-qd8/*", "hp", 1.2),
+    Goal("seqwrite-1m-qd8/*@disk", NATIVE, 0.9),
+    Goal("*-4k-qd32-jobs4/*@disk", "hp", 1.5),
+    *(Goal(f"{operation}@*", "hp", 0.95) for operation in OPERATIONS),
+)
+
+
+def goals_of(case: Case) -> list[Goal]:
+    """The goals that are set for a case."""
+    return [goal for goal in GOALS if fnmatchcase(case.key, goal.cases)]

@@ -1,0 +1,94 @@
+"""What is measured: the command of each target, with nothing cached on any side. Pure.
+
+Nothing cached means, in each one's own words:
+
+- uringfs: entry_timeout and attr_timeout 0, cache_policy never (``FOPEN_DIRECT_IO``).
+- passthrough_hp: ``--nocache`` (timeouts 0, no writeback cache) and ``--direct-io``
+  (``FOPEN_DIRECT_IO``). ``--nopassthrough`` besides: with the kernel's own passthrough no data
+  would come to the daemon at all.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from perf.model import NATIVE, Target
+
+SESSIONS = ("dev", "pyfuse3")
+IO = {"async": "--async-io", "sync": "--no-async-io"}
+OURS = tuple(f"{session}-{io}" for session in SESSIONS for io in IO)
+HP = "hp"
+HP_THREADS = (1, 4, 10, 32)
+NAMES = (NATIVE, *OURS, HP)
+
+_UNCACHED = ("--entry-timeout", "0", "--attr-timeout", "0", "--cache-policy", "never")
+_PLACES = ("{source}", "{mountpoint}")
+
+
+def native() -> Target:
+    """The backing file system, with nothing in between."""
+    return Target(NATIVE, (), NATIVE)
+
+
+def ours(name: str) -> Target:
+    """uringfs, from the interpreter that runs this."""
+    session, _, io = name.partition("-")
+    server = ("--session", session, IO[io], "--log-level", "warning")
+    command = (sys.executable, "-m", "uringfs", "mount", *server, *_UNCACHED, *_PLACES)
+    return Target(name, command, name)
+
+
+def passthrough_hp(binary: Path) -> list[Target]:
+    """libfuse's passthrough_hp, in every variant of which the best counts."""
+    start = (str(binary), "--foreground", "--nopassthrough", "--nocache", "--direct-io")
+    return [
+        *(
+            Target(f"hp-{count}t", (*start, f"--num-threads={count}", *_PLACES), HP)
+            for count in HP_THREADS
+        ),
+        Target("hp-uring", (*start, "-o", "io_uring", *_PLACES), HP, fuse_io_uring=True),
+    ]
+
+
+def peer(text: str) -> Target:
+    """A peer of the user's, from ``NAME=COMMAND``. ValueError if that is not what it is."""
+    name, _, command = text.partition("=")
+    words = tuple(shlex.split(command))
+    taken = {NATIVE, *OURS, HP}
+    if not name or name in taken or not all(place in command for place in _PLACES):
+        raise ValueError(
+            f"{text!r} is not NAME=COMMAND with {{source}} and {{mountpoint}} in the command, "
+            f"and a name other than {', '.join(sorted(taken))}"
+        )
+    return Target(name, words, name)
+
+
+def select(names: Iterable[str], hp: Path | None, peers: Sequence[str]) -> list[Target]:
+    """The targets by name, each once; all that can be had if no name is given, and the peers in
+    any case. ValueError for an unknown name, or for hp without its path."""
+    chosen = tuple(dict.fromkeys(names)) or tuple(name for name in NAMES if name != HP or hp)
+    targets: list[Target] = []
+    for name in chosen:
+        if name == NATIVE:
+            targets.append(native())
+        elif name in OURS:
+            targets.append(ours(name))
+        elif name.partition("-")[0] == HP:
+            targets += _hp(name, hp)
+        else:
+            raise ValueError(f"no target {name!r}: there are {', '.join(NAMES)}")
+    targets += [peer(text) for text in peers]
+    return targets
+
+
+def _hp(name: str, binary: Path | None) -> list[Target]:
+    if binary is None:
+        raise ValueError(f"target {name} needs --hp PATH")
+    variants = passthrough_hp(binary)
+    wanted = [target for target in variants if name in (HP, target.name)]
+    if not wanted:
+        raise ValueError(f"no target {name!r}: {', '.join(each.name for each in variants)}")
+    return wanted
