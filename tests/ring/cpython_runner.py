@@ -19,6 +19,11 @@ from uringfs.ring import Ring, RingEventLoop, RingSelector
 
 made = 0
 
+# Where we mean to differ.
+SKIPPED = {
+    "test_select_interrupt_noraise": "our select() returns [] after a signal, and does not wait on",
+}
+
 
 class OwningSelector(RingSelector):
     """A selector with a ring of its own, for tests that make selectors without loops."""
@@ -69,6 +74,9 @@ def main(module: str, classes: list[str]) -> int:
         )
     else:
         suite = loader.loadTestsFromModule(tests)
+    for case in vars(tests).values():
+        for name in SKIPPED.keys() & set(dir(case)):
+            setattr(case, name, unittest.skip(SKIPPED[name])(getattr(case, name)))
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=1).run(suite)
     print(json.dumps({"ran": result.testsRun - len(result.skipped), "made": made}))
     return 0 if result.wasSuccessful() else 1
