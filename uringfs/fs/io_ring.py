@@ -1,8 +1,11 @@
-"""FileIO on io_uring: nothing here makes the event loop wait for a disk.
+"""FileIO on io_uring: what may wait for a disk waits in the kernel, not in the event loop.
 
-What has no opcode goes to a thread (mknod, copy_file_range ...). Acting as somebody else needs
-no thread: credentials are registered with the ring once, as a *personality*, and named in the
-request (io_uring_register(2), IORING_REGISTER_PERSONALITY).
+What has no opcode goes to a thread (mknod, copy_file_range ...). An operation on names is handed
+by io_uring to a thread of the kernel's, which costs more than most of them take; so as long as
+nothing else is under way, and nobody would have to wait, it is made in place.
+
+Acting as somebody else needs no thread: credentials are registered with the ring once, as a
+*personality*, and named in the request (io_uring_register(2), IORING_REGISTER_PERSONALITY).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting_as, without_fsetid
-from uringfs.fs.io_sync import PooledFileIO
+from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.types import Buffers, Caller, OwnedFd
 from uringfs.ring import Ring
 
@@ -69,6 +72,7 @@ class RingFileIO:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._threads = PooledFileIO(HELPER_THREADS)
+        self._here = SyncFileIO()
         self.personalities = Personalities(ring)
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -91,6 +95,10 @@ class RingFileIO:
                 )
             except BlockingIOError:
                 pass  # not in the kernel's caches: looking it up may take a disk
+        elif not self._ring.is_busy:
+            return await self._here.openat(
+                dir_fd, name, flags, mode, caller=caller, kill_suidgid=kill_suidgid
+            )
         return OwnedFd(
             await self._ring.openat(
                 name,
@@ -124,6 +132,8 @@ class RingFileIO:
         await self._ring.fallocate(fd, mode, offset, length, personality=personality)
 
     async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
+        if not self._ring.is_busy:
+            return await self._here.ftruncate(fd, length, kill_suidgid=kill_suidgid)
         if not self._ring.supports("FTRUNCATE"):
             await self._threads.ftruncate(fd, length, kill_suidgid=kill_suidgid)
             return
@@ -131,29 +141,41 @@ class RingFileIO:
         await self._ring.ftruncate(fd, length, personality=personality)
 
     async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
+        if not self._ring.is_busy:
+            return await self._here.mkdirat(dir_fd, name, mode, caller=caller)
         personality = self.personalities.get(caller)
         await self._ring.mkdirat(name, mode, dir_fd=dir_fd, personality=personality)
 
     async def mknodat(
         self, dir_fd: int, name: bytes, mode: int, rdev: int, *, caller: Caller
     ) -> None:
+        if not self._ring.is_busy:
+            return await self._here.mknodat(dir_fd, name, mode, rdev, caller=caller)
         await self._threads.mknodat(dir_fd, name, mode, rdev, caller=caller)
 
     async def symlinkat(self, target: bytes, dir_fd: int, name: bytes, *, caller: Caller) -> None:
+        if not self._ring.is_busy:
+            return await self._here.symlinkat(target, dir_fd, name, caller=caller)
         personality = self.personalities.get(caller)
         await self._ring.symlinkat(target, name, dir_fd=dir_fd, personality=personality)
 
     async def linkat(
         self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
     ) -> None:
+        if not self._ring.is_busy:
+            return await self._here.linkat(src_dir_fd, src, dir_fd, name, flags)
         await self._ring.linkat(src, name, src_dir_fd=src_dir_fd, dst_dir_fd=dir_fd, flags=flags)
 
     async def unlinkat(self, dir_fd: int, name: bytes, flags: int) -> None:
+        if not self._ring.is_busy:
+            return await self._here.unlinkat(dir_fd, name, flags)
         await self._ring.unlinkat(name, dir_fd=dir_fd, flags=flags)
 
     async def renameat2(
         self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
     ) -> None:
+        if not self._ring.is_busy:
+            return await self._here.renameat2(src_dir_fd, src, dir_fd, name, flags)
         await self._ring.renameat2(src, name, src_dir_fd=src_dir_fd, dst_dir_fd=dir_fd, flags=flags)
 
     def close(self) -> None:

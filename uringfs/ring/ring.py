@@ -144,6 +144,11 @@ class Ring(Operations):
         """How many futures await their completion."""
         return len(self._inflight)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request is under way, of a future or of the pump."""
+        return bool(self._inflight or self._state.transfers)
+
     def fileno(self) -> int:
         """The ring's descriptor: readable when there are completions to reap."""
         if self._closed:
@@ -452,7 +457,11 @@ class Ring(Operations):
             for future in self._inflight.values():
                 if isinstance(future, RingFuture):
                     future._cancelling, future._message = True, "the ring was closed"
-            self.push_cancel(0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL)
+            if self.setup & Setup.TASKRUN_FLAG:  # both came with 5.19
+                self.push_cancel(0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL)
+            else:
+                for token in list(self._inflight):
+                    self.push_cancel(token)
             self.turn(100_000_000)
             if time.monotonic() > give_up:
                 log.error("io_uring: %d requests cannot be cancelled", len(self._inflight))

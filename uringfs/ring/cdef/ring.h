@@ -19,6 +19,7 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
+    uint32_t transfers;
     uint64_t spin_ns;
     uint64_t spins;
     uint64_t spin_hits;

@@ -149,6 +149,7 @@ static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_
     s->size = size;
     s->state = UF_SLOT_IO;
     h->in_flight++;
+    p->ring->transfers++;
     p->fast_requests[s->opcode]++;
 }
 
@@ -158,6 +159,7 @@ static void unclaim(struct uf_pump *p, uint32_t slot)
     if (!s->handle)
         return;
     p->handles[s->handle].in_flight--;
+    p->ring->transfers--;
     s->handle = 0;
 }
 

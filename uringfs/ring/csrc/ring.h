@@ -22,6 +22,7 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
+    uint32_t transfers; /* of the pump, under way */
     uint64_t spin_ns; /* how long to look for completions before sleeping; 0: not at all */
     uint32_t spin_misses;
     uint32_t spin_skip;
