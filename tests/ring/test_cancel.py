@@ -14,6 +14,7 @@ import uringfs.ring.ring
 from tests.ring.drives import Drive, drive_selector
 from uringfs.ring import Ring, RingEventLoop
 from uringfs.ring.future import FdFuture
+from uringfs.ring.uapi import Setup
 
 
 @pytest.fixture
@@ -169,6 +170,34 @@ def test_close_with_requests_in_flight(drive: Drive, pipe: tuple[int, int]) -> N
     assert fds() == before
     assert all(future.cancelled() for future in futures)
     assert not uringfs.ring.ring._unreaped
+
+
+@pytest.mark.parametrize("setup", uringfs.ring.ring.SETUPS, ids=lambda s: f"{int(s):#x}")
+def test_every_setup_that_older_kernels_get(
+    drive: Drive, pipe: tuple[int, int], setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uringfs.ring.ring, "SETUPS", (setup,))
+    reader, writer = pipe
+    futures: list[asyncio.Future[Any]] = []
+
+    async def main(ring: Ring) -> None:
+        assert ring.setup & setup == setup
+        assert bool(ring.setup & Setup.DEFER_TASKRUN) == bool(setup & Setup.DEFER_TASKRUN)
+        fd = await ring.openat("/proc/self/status", os.O_RDONLY)
+        assert await ring.read(fd, 5, 0) == b"Name:"
+        await ring.close_fd(fd)
+        threading.Timer(0.01, os.write, [writer, b"x"]).start()
+        assert await ring.read(reader, 10) == b"x"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ring.read(reader, 10), 0.005)
+        process = await asyncio.create_subprocess_exec("true")
+        assert await process.wait() == 0
+        await asyncio.gather(*(ring.nop() for _ in range(1000)))
+        futures.extend(ring.read(reader, 10) for _ in range(20))
+        await asyncio.sleep(0)
+
+    drive(main, entries=8)
+    assert all(future.cancelled() for future in futures)
 
 
 def test_dropping_a_ring_with_requests_in_flight(pipe: tuple[int, int]) -> None:
