@@ -21,21 +21,34 @@ FIRST_ARTIFICIAL_NODEID = 1 << 56
 class Inode:
     """A file the kernel knows: its node id, what it is, and how to reach it."""
 
-    __slots__ = ("file", "ids", "ino", "lookups", "mode", "nodeid")
+    __slots__ = ("file", "ino", "lookups", "mode", "mount", "nodeid")
 
     def __init__(
-        self, nodeid: int, file: OwnedFd | FileHandle, ids: tuple[int, int, int], attr: Statx
+        self, nodeid: int, file: OwnedFd | FileHandle, mount: OnMount, ino: int, mode: int
     ) -> None:
         self.nodeid = nodeid
         self.file = file
-        self.ids = ids
-        self.ino = attr.ino
-        self.mode = attr.mode
+        self.mount = mount
+        self.ino = ino
+        self.mode = mode
         self.lookups = 1
+
+    @property
+    def ids(self) -> MountKey:
+        """The mount that it lies on."""
+        return self.mount.key
 
 
 MountKey = tuple[int, int, int]
 """(device major, device minor, mount id)"""
+
+
+class OnMount(dict[int, Inode]):
+    """The inodes of one mount by inode number."""
+
+    def __init__(self, key: MountKey) -> None:
+        super().__init__()
+        self.key = key
 
 
 class InodeMap:
@@ -44,7 +57,8 @@ class InodeMap:
     def __init__(self, mount_fds: MountFds) -> None:
         self._mount_fds = mount_fds
         self._by_nodeid: dict[int, Inode] = {}
-        self._by_ids: dict[MountKey, dict[int, Inode]] = {}
+        self._by_ids: dict[MountKey, OnMount] = {}
+        self._modes: dict[int, int] = {}
         self._by_handle: dict[FileHandle, Inode] = {}
         self._next_nodeid = ROOT_ID + 1
         self._nodeid_is_ino = False
@@ -71,9 +85,7 @@ class InodeMap:
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
         """Enter the root directory: two lookups, as libfuse counts them, and never forgotten."""
-        root = Inode(ROOT_ID, file, _mount_key(attr), attr)
-        root.lookups = 2
-        self._enter(root)
+        self._enter(ROOT_ID, file, attr).lookups = 2
 
     def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
         """Count a lookup of the file and return its inode, which is new if it was not known.
@@ -82,8 +94,7 @@ class InodeMap:
         """
         inode = self._find(file, attr)
         if inode is None:
-            inode = Inode(self._new_nodeid(attr.ino), file, _mount_key(attr), attr)
-            self._enter(inode)
+            inode = self._enter(self._new_nodeid(attr.ino), file, attr)
         elif inode.lookups < MAX_LOOKUPS:
             inode.lookups += 1
         return inode
@@ -123,25 +134,33 @@ class InodeMap:
             inode = self._by_handle.get(file)
             if inode is not None:
                 return inode
-        inode = self._by_ids.get(_mount_key(attr), {}).get(attr.ino)
+        mount = self._by_ids.get(_mount_key(attr))
+        inode = mount.get(attr.ino) if mount is not None else None
         if inode is not None and isinstance(file, bytes) and isinstance(inode.file, bytes):
             return None  # the inode number was reused: the handles differ
         return inode
 
-    def _enter(self, inode: Inode) -> None:
-        self._by_nodeid[inode.nodeid] = inode
-        self._by_ids.setdefault(inode.ids, {})[inode.ino] = inode
-        if isinstance(inode.file, bytes):
-            self._by_handle[inode.file] = inode
-            self._mount_fds.hold(inode.file)
+    def _enter(self, nodeid: int, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
+        """Enter a new inode. A million of them share what is equal: mounts, and modes."""
+        key = _mount_key(attr)
+        mount = self._by_ids.get(key)
+        if mount is None:
+            mount = self._by_ids[key] = OnMount(key)
+        mode = self._modes.setdefault(attr.mode, attr.mode)
+        inode = Inode(nodeid, file, mount, attr.ino, mode)
+        self._by_nodeid[nodeid] = mount[attr.ino] = inode
+        if isinstance(file, bytes):
+            self._by_handle[file] = inode
+            self._mount_fds.hold(file)
+        return inode
 
     def _remove(self, inode: Inode) -> None:
         del self._by_nodeid[inode.nodeid]
-        mount = self._by_ids[inode.ids]
+        mount = inode.mount
         if mount.get(inode.ino) is inode:
             del mount[inode.ino]
             if not mount:
-                del self._by_ids[inode.ids]
+                self._by_ids.pop(mount.key, None)
         if isinstance(inode.file, bytes):
             del self._by_handle[inode.file]
             self._mount_fds.drop(inode.file)
