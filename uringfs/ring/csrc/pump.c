@@ -115,8 +115,10 @@ static void use_fixed(const struct uf_pump *p, struct io_uring_sqe *sqe, uint32_
     sqe->buf_index = (uint16_t)(p->fixed_base + slot);
 }
 
+/* The device takes a reply at once, so its completion is nothing to wake up for. */
 static void queue_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
 {
+    p->ring->at_once++;
     /* Not as a registered buffer: the device takes only memory it can look up itself. */
     queue(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, p->device_fd, reply, length, 0);
     p->slots[slot].state = UF_SLOT_REPLY;
@@ -170,6 +172,7 @@ static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *t
     transfer->flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
     queue_reply(p, slot, reply, length);
     p->slots[slot].state = UF_SLOT_IO;
+    p->ring->at_once--; /* the transfer comes first */
 }
 
 /* Answer with the result of a transfer that came without its reply: it failed or came out short,
@@ -337,6 +340,8 @@ static void finish_reply(struct uf_pump *p, uint32_t slot, int res)
 {
     struct uf_slot *s = &p->slots[slot];
     bool given_up = res == -ENOENT || res == -ENODEV || res == -ECONNABORTED || res == -EPERM;
+    if (s->state != UF_SLOT_IO)
+        p->ring->at_once--;
     if (res < 0 && !given_up && s->state != UF_SLOT_LAST_REPLY && make_room(p, 1)) {
         struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
         fill_header(out, s->unique, sizeof(*out), -EIO);

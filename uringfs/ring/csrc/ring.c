@@ -202,7 +202,7 @@ static int enter(struct uf_ring *r, int64_t timeout_ns)
         ts.tv_nsec = timeout_ns % 1000000000;
     }
     struct io_uring_cqe *cqe;
-    return io_uring_submit_and_wait_timeout(&r->uring, &cqe, 1, &ts, NULL);
+    return io_uring_submit_and_wait_timeout(&r->uring, &cqe, 1 + r->at_once, &ts, NULL);
 }
 
 /* One turn of an event loop: submit what is queued, wait for a completion that concerns Python
