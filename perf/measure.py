@@ -158,7 +158,7 @@ class Sampler:
     def _metadata(self, case: Case, served: Served) -> Outcome:
         command = [
             sys.executable, "-m", "perf.metadata", "--prepared", "--count",
-            str(self.settings.count), case.job, str(served.directory),
+            str(self.settings.count), str(served.directory), case.job,
         ]  # fmt: skip
         done = run(command, 10 * GRACE_S, served.abort, cwd=ROOT)
         if done.returncode:

@@ -1,6 +1,6 @@
 """Metadata at queue depth 1: stat, create, unlink, readdir, untar. By hand, on any directory:
 
-    python -m perf.metadata create unlink untar --count 10000 DIRECTORY
+    python -m perf.metadata DIRECTORY create unlink untar --count 10000
 
 `prepare` makes what an operation works on, `perform` does and times it, `clear` removes all. The
 harness prepares behind the mount and performs through it, so that only the operation is measured.
@@ -127,8 +127,8 @@ def write_archive(path: Path, files: int) -> None:
 def main() -> int:
     """The command of the module's docstring; prints one JSON object per operation."""
     parser = argparse.ArgumentParser("python -m perf.metadata", description=(__doc__ or "")[:71])
-    parser.add_argument("operation", nargs="+", choices=OPERATIONS)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("operation", nargs="+", choices=OPERATIONS)
     parser.add_argument("--count", type=int, default=COUNT, help="files (%(default)s)")
     parser.add_argument("--prepared", action="store_true", help="do not prepare, do not clear")
     args = parser.parse_args()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from perf.cases import Goal, goals_of
-from perf.model import NATIVE, Case, Fault, Run, Sample
+from perf.model import NATIVE, Case, Run, Sample
 from perf.stats import Interval, ratio
+from perf.targets import OURS
 
-OURS = "dev-async"
 METRICS = {"rate": "speed", "cpu": "CPU"}
 
 
@@ -28,6 +28,10 @@ class Figures:
     def of(self, case: Case, target: str) -> list[Sample]:
         """All samples of a target in a case."""
         return self._samples.get((case.key, target), [])
+
+    def has(self, target: str) -> bool:
+        """Whether there is any sample of a target."""
+        return any(name == target for _case, name in self._samples)
 
     def groups(self) -> list[str]:
         """All groups, in the order of the targets."""
@@ -79,18 +83,19 @@ class Verdict:
 
 def verdicts(run: Run) -> list[Verdict]:
     """Every goal that the samples can answer; and for each case, goal or not, the speed of
-    uringfs against all others."""
+    uringfs (the first of its targets that there is) against all others."""
     figures = Figures(run)
+    mine = next((name for name in OURS if figures.has(name)), OURS[0])
     found = []
     for case in run.cases:
-        goals = goals_of(case)
-        asked = {(goal.metric, goal.ours, goal.theirs) for goal in goals}
-        others = [group for group in figures.groups() if group != OURS]
         rows: list[tuple[str, str, str, Goal | None]] = [
-            (goal.metric, goal.ours, goal.theirs, goal) for goal in goals
+            (goal.metric, goal.ours, goal.theirs, goal) for goal in goals_of(case)
         ]
+        asked = {row[:3] for row in rows}
         rows += [
-            ("rate", OURS, group, None) for group in others if ("rate", OURS, group) not in asked
+            ("rate", mine, group, None)
+            for group in figures.groups()
+            if group != mine and ("rate", mine, group) not in asked
         ]
         for metric, ours, theirs, goal in rows:
             name = figures.best(case, theirs)
@@ -179,14 +184,15 @@ def _number(value: float | None, scale: float = 1.0) -> str:
 
 
 def _missing(run: Run) -> str:
-    lines = [_line(fault) for fault in run.faults]
+    rounds: dict[tuple[str, str, str], list[str]] = {}
+    for fault in run.faults:
+        rounds.setdefault((fault.target, fault.case, fault.reason), []).append(str(fault.round))
+    lines = [
+        f"- {target}: {f'{case}, round ' + ', '.join(numbers) if case else 'left out'}: {reason}"
+        for (target, case, reason), numbers in rounds.items()
+    ]
     if run.pruned:
         lines.append(f"- {len(run.pruned)} times a variant was dropped after round 1, as slower")
     if not any(target.name == NATIVE for target in run.targets):
         lines.append("- the backing file system itself was not measured")
     return "## What is missing\n\n" + "\n".join(lines) if lines else ""
-
-
-def _line(fault: Fault) -> str:
-    where = f"{fault.case}, round {fault.round}" if fault.case else "left out"
-    return f"- {fault.target}: {where}: {fault.reason}"

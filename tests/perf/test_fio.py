@@ -1,0 +1,110 @@
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf.cases import BACKINGS, CASES, CHECKS, ENGINES, GOALS, JOBS, goals_of, select
+from perf.fio import FioError, job_for, job_options, parse_result, parse_size
+from perf.model import Outcome
+
+FILES = sorted(JOBS.glob("*.fio"))
+
+
+def side(operations: int, size: int = 4096, runtime: int = 2000) -> dict[str, Any]:
+    percentiles = {"50.000000": 1500, "99.000000": 9000, "99.900000": 20000}
+    return {
+        "total_ios": operations, "io_bytes": operations * size, "runtime": runtime,
+        "lat_ns": {"percentile": percentiles} if operations else {},
+    }  # fmt: skip
+
+
+def result(read: int = 0, write: int = 0, error: int = 0, **options: str) -> str:
+    job = {"error": error, "read": side(read), "write": side(write)}
+    return json.dumps({"global options": options, "jobs": [job]})
+
+
+def test_a_result_is_read_past_fios_warnings() -> None:
+    outcome = parse_result("fio: a warning\n" + result(read=1000), 4096)
+    assert outcome == Outcome(1000, 4096000, 2.0, 1.5, 9.0, 20.0)
+
+
+def test_reads_and_writes_of_a_mix_share_the_time_a_verification_follows() -> None:
+    assert parse_result(result(read=100, write=100), 4096).seconds == 2.0
+    assert parse_result(result(read=100, write=100, verify="crc32c"), 4096).seconds == 4.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON", "{not JSON", "{}", result(), result(read=1, error=5)],
+)
+def test_what_is_no_result_is_refused(text: str) -> None:
+    with pytest.raises(FioError):
+        parse_result(text, 4096)
+
+
+def test_bytes_that_do_not_fit_the_operations_are_refused() -> None:
+    with pytest.raises(FioError, match="moved"):
+        parse_result(result(read=10), 8192)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", 512), ("4k", 4096), ("64M", 1 << 26), ("1g", 1 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "k", "-1", "4kb", "1.5g"])
+def test_wrong_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_job_file_is_one_that_fio_takes(path: Path, engine: str, tmp_path: Path) -> None:
+    by_hand = ["fio", "--parse-only", f"--section={engine}", str(path)]
+    assert subprocess.run(by_hand, capture_output=True, timeout=30, check=True).stderr == b""
+    job = tmp_path / "job.fio"
+    job.write_text(job_for(path.read_text(), engine, {"size": "4m", "directory": str(tmp_path)}))
+    assert [line for line in job.read_text().splitlines() if line.startswith("[")] == [
+        "[global]", f"[{engine}]",
+    ]  # fmt: skip
+    subprocess.run(["fio", "--parse-only", str(job)], capture_output=True, timeout=30, check=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_name_of_a_job_file_says_what_is_in_it(path: Path) -> None:
+    options = job_options(path.read_text())
+    work, size, depth, *jobs = path.stem.split("-")
+    kinds = {"seqread": "read", "seqwrite": "write", "verify": "randwrite"}
+    assert options["rw"] == kinds.get(work, work)
+    assert (options["bs"], f"qd{options['iodepth']}") == (size, depth)
+    assert [f"jobs{options['numjobs']}"] == (jobs or ["jobs1"])
+    assert options["direct"] == "1"
+
+
+def test_changes_replace_what_the_file_says() -> None:
+    text = job_for(FILES[0].read_text(), "libaio", {"size": "8m"})
+    assert job_options(text)["size"] == "8m"
+
+
+def test_every_case_has_its_file_and_every_goal_its_case() -> None:
+    stems = {path.stem for path in FILES}
+    assert {case.job for case in (*CASES, *CHECKS) if case.kind == "fio"} == stems
+    answered = {goal for case in CASES for goal in goals_of(case)}
+    assert answered == set(GOALS)
+    assert len({case.key for case in (*CASES, *CHECKS)}) == len(CASES) + len(CHECKS)
+
+
+def test_cases_are_chosen_by_key_name_or_job() -> None:
+    assert [case.key for case in select(["randread-4k-qd1/libaio@disk"], BACKINGS)] == [
+        "randread-4k-qd1/libaio@disk"
+    ]
+    assert len(select(["randread-4k-qd1/libaio"], BACKINGS)) == 2
+    assert len(select(["randread-4k-qd1"], ["tmpfs"])) == 2
+    assert select([], BACKINGS) == list(CASES)
+    with pytest.raises(ValueError, match="no case fits"):
+        select(["randread-4k-qd128"], ["tmpfs"])
