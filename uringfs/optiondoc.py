@@ -11,7 +11,8 @@ _HEAD = """\
 <!-- Made by `python -m uringfs.optiondoc`; edit uringfs/config.py instead. -->
 
 Every option of `uringfs mount` can be given as a flag (`--entry-timeout 1 --ro --no-pump`) or in
-the style of fstab (`-o entry_timeout=1,ro,nopump`). A flag wins over `-o`. Times are in seconds, sizes in bytes.
+the style of fstab (`-o entry_timeout=1,ro,nopump`). A flag wins over `-o`. Times are in seconds,
+sizes in bytes.
 """
 
 _EXITS = {

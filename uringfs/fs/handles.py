@@ -24,6 +24,8 @@ FAST = 1 << 31
 """In a row's flags: a regular file whose transfers need no decision."""
 MEMORY = 1 << 30
 """In a row's flags: the file system is memory, and never waits. The other flags are O_*."""
+LOCKED = 1 << 29
+"""In the flags of row 0, see set_locked."""
 
 _IN_FLIGHT = Struct("=I")
 _IN_FLIGHT_AT = 24
@@ -96,11 +98,12 @@ class HandleMap:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle.nodeid
 
-    def set_slow(self, fh: int, nodeid: int) -> None:
-        """From now on every request on it needs a decision: it has locks, say."""
-        handle = self.get(fh, nodeid)
-        at = (fh & _INDEX) * ENTRY.size
-        _OPEN.pack_into(self.table, at, handle.file.fd, handle.flags, fh, nodeid)
+    def set_locked(self, on: bool) -> None:
+        """Whether there are POSIX locks: then every FLUSH is of interest, since it drops some.
+
+        The table says so in its first row, which no handle has.
+        """
+        _OPEN.pack_into(self.table, 0, -1, LOCKED if on else 0, 0, 0)
 
     def release(self, fh: int, nodeid: int) -> None:
         """Close it, as soon as no request uses it any more."""

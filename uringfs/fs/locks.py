@@ -135,6 +135,7 @@ class LockOps(Core):
             file = await self._open_for_locks(nodeid)
             owners = self.locks.holders.setdefault(nodeid, {})
             holder = owners.setdefault(owner, _Holder(file, lock.pid))
+            self.handles.set_locked(True)
         file = holder.file
         await self.locks.take(nodeid, lambda: _set(file, lock), wait)
         if lock.type != fcntl.F_WRLCK:
@@ -143,6 +144,7 @@ class LockOps(Core):
     def drop_locks(self, nodeid: int, owner: int) -> None:
         """close(2) of any descriptor of a file lets go of all POSIX locks its process has on it."""
         self.locks.drop(nodeid, owner)
+        self.handles.set_locked(bool(self.locks.holders))
 
     async def flock(self, nodeid: int, fh: int, type: int, wait: bool = False) -> None:
         """flock(2); ``type`` is F_RDLCK (shared), F_WRLCK (exclusive) or F_UNLCK."""

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -54,6 +54,8 @@ class Dispatcher:
         self._config = config
         self._max_background = max_background
         self._max_write = max_write
+        self.interrupt_elsewhere: Callable[[int], object] | None = None
+        """Cancels a request that was served without being dispatched, if it is still there."""
         self._waiting: dict[int, tuple[asyncio.Task[Any], Operation]] = {}
 
     def dispatch(self, request: Request, length: int) -> Reply | None:
@@ -95,6 +97,9 @@ class Dispatcher:
                 task.cancel()
             else:
                 task.get_loop().call_later(INTERRUPT_GRACE_S, task.cancel)
+        elif self.interrupt_elsewhere is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(INTERRUPT_GRACE_S, self.interrupt_elsewhere, unique)
 
     async def close(self, grace: float) -> None:
         """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""

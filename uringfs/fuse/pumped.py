@@ -78,6 +78,7 @@ class PumpedDevice:
         )  # fmt: skip
         self._ring = ring
         fs.handles.before_close = self._submit
+        dispatcher.interrupt_elsewhere = self._interrupt
 
     def start(self) -> None:
         """Take requests."""
@@ -85,6 +86,10 @@ class PumpedDevice:
 
     def _submit(self) -> None:
         self._ring.submit_now()
+
+    def _interrupt(self, unique: int) -> None:
+        if not self._over.done() and self.pump.interrupt(unique):
+            self._ring.kick()
 
     def negotiated(self) -> None:
         """With the writeback cache the backing file is never opened for appending."""

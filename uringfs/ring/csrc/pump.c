@@ -292,7 +292,8 @@ static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_
     struct fuse_flush_in arg;
     memcpy(&arg, in + 1, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
-    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || p->handles[0].flags & UF_HANDLE_LOCKED ||
+        !make_room(p, 1))
         return false;
     struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
     int duplicate = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
