@@ -123,10 +123,10 @@ def _mount(args: argparse.Namespace) -> None:
         if hasattr(args, row.name):
             given = getattr(args, row.name)
             values[row.name] = given if row.is_switch else parse(row, given)
+    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
     config, mount, server = build(values, source=args.source)
     source, mountpoint = check(args.source, args.mountpoint, mount)
     detached = detach() if args.daemon else None
-    _set_up_logging(server.log_level, server.log_file)
     Server(source, mountpoint, config, mount, server, detached).run()
 
 

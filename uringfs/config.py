@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MAX_TIMEOUT = 2**32 - 1
 """Longest cache time in seconds that is taken; about 136 years."""
@@ -287,6 +290,22 @@ def _find_switch(key: str) -> tuple[Option, bool]:
         raise
 
 
+def settle(config: Config) -> Config:
+    """Turn off what another option leaves no sense; the log says so.
+
+    Without a cache there is nothing to write back. Without opens there is nothing that would
+    tell the kernel to drop what it cached, so the cache must be one that is never dropped.
+    """
+    off: dict[str, bool] = {}
+    if config.writeback and config.cache_policy is CachePolicy.NEVER:
+        log.warning("writeback is off: cache_policy=never leaves nothing to write back")
+        off["writeback"] = False
+    if config.no_open and config.cache_policy is not CachePolicy.ALWAYS:
+        log.warning("no_open is off: it needs cache_policy=always")
+        off["no_open"] = False
+    return dataclasses.replace(config, **off)
+
+
 def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfig, ServerConfig]:
     """Make the three sections from values by option name."""
     given: dict[type[Any], dict[str, Any]] = {
@@ -297,7 +316,7 @@ def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfi
     for name, value in values.items():
         given[OPTIONS[name].section][name] = value
     return (
-        Config(**given[Config]),
+        settle(Config(**given[Config])),
         MountConfig(**given[MountConfig]),
         ServerConfig(**given[ServerConfig]),
     )
