@@ -7,7 +7,7 @@ import os
 import stat
 
 from uringfs.fs import syscalls
-from uringfs.fs.core import Core, check_name
+from uringfs.fs.core import OPEN_FLAGS, Core, check_name
 from uringfs.fs.types import ROOT_ID, Caller, Dirent, Entry, Opened, OwnedFd
 
 
@@ -112,7 +112,9 @@ class NameOps(Core):
         if self.features.no_opendir:
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        return Opened(self.handles.insert(nodeid, file, flags), self._fopen(stat.S_IFDIR))
+        return Opened(
+            self.handles.insert(nodeid, file, flags & OPEN_FLAGS), self._fopen(stat.S_IFDIR)
+        )
 
     async def readdir(self, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
         """getdents64(2) from ``offset`` (0, or an entry's ``off``), ``size`` bytes at most.

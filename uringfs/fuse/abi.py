@@ -18,6 +18,7 @@ FUSE_KERNEL_VERSION = 7
 FUSE_KERNEL_MINOR_VERSION = 45
 FUSE_MIN_READ_BUFFER = 8192
 FUSE_UNIQUE_RESEND = 1 << 63
+FUSE_INVALID_UIDGID = 0xFFFFFFFF
 
 
 class Opcode(enum.IntEnum):
@@ -164,7 +165,7 @@ BATCH_FORGET_IN = Struct("=I4x")
 FORGET_ONE = Struct("=QQ")
 GETATTR_IN = Struct("=I4xQ")
 SETATTR_IN = Struct("=I4xQqQqqqIIII4xII4x")
-MKNOD_IN = Struct("=III4x")
+MKNOD_IN = Struct("=iII4x")
 MKDIR_IN = Struct("=II")
 RENAME_IN = Struct("=Q")
 RENAME2_IN = Struct("=QI4x")

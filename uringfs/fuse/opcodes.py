@@ -64,6 +64,9 @@ def _error(code: int) -> OSError:
 
 
 def _caller(request: Request) -> Caller:
+    # To the system calls that change credentials -1 means "leave it", which would be root's.
+    if abi.FUSE_INVALID_UIDGID in (request.uid, request.gid):
+        raise _error(errno.EOVERFLOW)
     return Caller(request.uid, request.gid, request.pid, request.groups)
 
 
