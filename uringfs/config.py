@@ -296,14 +296,14 @@ def settle(config: Config) -> Config:
     Without a cache there is nothing to write back. Without opens there is nothing that would
     tell the kernel to drop what it cached, so the cache must be one that is never dropped.
     """
-    off: dict[str, bool] = {}
+    writeback, no_open = config.writeback, config.no_open
     if config.writeback and config.cache_policy is CachePolicy.NEVER:
         log.warning("writeback is off: cache_policy=never leaves nothing to write back")
-        off["writeback"] = False
+        writeback = False
     if config.no_open and config.cache_policy is not CachePolicy.ALWAYS:
         log.warning("no_open is off: it needs cache_policy=always")
-        off["no_open"] = False
-    return dataclasses.replace(config, **off)
+        no_open = False
+    return dataclasses.replace(config, writeback=writeback, no_open=no_open)
 
 
 def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfig, ServerConfig]:
