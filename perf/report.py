@@ -11,6 +11,7 @@ from perf.model import NATIVE, Case, Run, Sample
 from perf.stats import Interval, ratio
 from perf.targets import OURS
 
+FEWEST_ROUNDS = 3
 METRICS = {"rate": "speed", "cpu": "CPU"}
 
 
@@ -73,12 +74,20 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """``pass`` or ``FAIL``, with a question mark where the other is within the interval."""
+        """``pass`` or ``FAIL``, with a question mark where the interval holds the other as well, or
+        where too few rounds make none."""
         if self.goal is None:
             return ""
         met = self.goal.met(self.interval.value)
         sure = self.goal.met(self.interval.low) == self.goal.met(self.interval.high)
-        return ("pass" if met else "FAIL") + ("" if sure else "?")
+        return ("pass" if met else "FAIL") + ("" if sure and self.span else "?")
+
+    @property
+    def span(self) -> str:
+        """The interval as text; empty if there are too few rounds for one."""
+        if self.interval.rounds < FEWEST_ROUNDS:
+            return ""
+        return f"{self.interval.low:.2f} to {self.interval.high:.2f}"
 
 
 def verdicts(run: Run) -> list[Verdict]:
@@ -138,7 +147,7 @@ def _ratios(run: Run) -> str:
             METRICS[verdict.metric],
             f"{verdict.ours} / {verdict.theirs}",
             f"**{verdict.interval.value:.2f}**",
-            f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}",
+            verdict.span,
             _goal(verdict.goal),
             verdict.word,
         ]

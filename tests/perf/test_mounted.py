@@ -29,6 +29,14 @@ def mute(first: str = "") -> Target:
     return Target("mute", (sys.executable, "-c", script, "{source}", "{mountpoint}"), "mute")
 
 
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounted, "STOP_S", 1.0)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     directory = tmp_path / "source"

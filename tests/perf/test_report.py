@@ -77,13 +77,20 @@ def test_a_verdict_says_when_it_is_not_sure(
     assert verdict.word == word
 
 
+def test_two_rounds_make_no_interval_and_no_sure_verdict() -> None:
+    verdict = Verdict(
+        CASE, "rate", "dev-async", "hp-4t", Interval(2.0, 2.0, 2.0, 2), Goal("*", "hp", 1.2)
+    )
+    assert (verdict.span, verdict.word) == ("", "pass?")
+
+
 def test_the_report_shows_ratios_figures_and_what_is_missing() -> None:
     made = run(*(sample(name, 1, rate) for name, rate in [("dev-async", 48.0), ("hp-4t", 40.0)]))
     made.faults += [Fault("native", number, CASE.key, "full disk") for number in (1, 2)]
     made.pruned.append(Fault("hp-1t", 1, CASE.key, "slower"))
     text = markdown(made)
     assert f"| {CASE.key} | speed | dev-async / hp-4t | **1.20** |" in text
-    assert "≥ 1.2 | pass |" in text
+    assert "≥ 1.2 | pass? |" in text
     assert f"- native: {CASE.key}, round 1, 2: full disk" in text
     assert "dropped after round 1" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]

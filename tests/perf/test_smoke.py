@@ -33,6 +33,7 @@ def work() -> Iterator[Path]:
     directory.rmdir()
 
 
+@pytest.mark.slow
 def test_smoke(work: Path) -> None:
     done = subprocess.run(
         perf("smoke", f"--work={work}"), cwd=ROOT, capture_output=True, text=True, timeout=100,
