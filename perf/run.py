@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from perf.plan import Clock, Step, clock_text, outrun, plan
 
 FILES = 4
 SPARE = 1 << 30
+LOCK = Path("/run/lock/uringfs-perf")
 
 
 class Progress:
@@ -132,11 +134,26 @@ def measure(
     work = sampler.settings.work
     run = Run(proc.machine(work), options, cases, targets)
     with contextlib.ExitStack() as stack:
+        run.machine["alone"] = stack.enter_context(alone())
         if any(case.backing == "tmpfs" for case in cases):
             size = FILES * fio.parse_size(sampler.settings.size) + SPARE
             stack.enter_context(tmpfs(work / "tmpfs", size))
         Runner(run, sampler, out, rounds, prune).execute(seed)
     return run
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[bool]:
+    """Whether no other run was at work when this one began; says so if one was."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with open(LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("perf: another run is at work: the two spoil each other", file=sys.stderr)
+            yield False
+        else:
+            yield True
 
 
 @contextlib.contextmanager

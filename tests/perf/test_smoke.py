@@ -11,6 +11,7 @@ import pytest
 
 from perf.model import Run
 from perf.report import markdown
+from perf.run import alone
 
 pytestmark = pytest.mark.mount
 
@@ -79,6 +80,18 @@ def test_an_interrupted_run_keeps_what_it_has(work: Path, tmp_path: Path) -> Non
     run = Run.load(out)
     assert not run.complete
     assert run.samples
+
+
+def test_a_run_beside_another_says_that_it_was_not_alone(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    words = ["--target=native", "--cases=create@disk", f"--work={work}", f"--out={out}", *TINY]
+    # Whoever else may be measuring now: with this one there is somebody.
+    with alone():
+        done = subprocess.run(
+            perf("run", *words), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
+    assert "another run is at work" in done.stderr
+    assert Run.load(out).machine["alone"] is False
 
 
 @pytest.mark.parametrize(
