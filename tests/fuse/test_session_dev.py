@@ -133,6 +133,16 @@ class TestEnding:
             os.close(fd)
         assert "detaching" in mounted.log
 
+    def test_what_the_kernel_has_gathered_is_not_lost(self, serve: Serve) -> None:
+        mounted = serve(writeback=True, cache_policy="always")
+        fd = os.open(mounted.path / "f", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(fd, b"gathered")
+        assert (mounted.source / "f").read_bytes() == b""
+        assert mounted.stop() == 0
+        assert (mounted.source / "f").read_bytes() == b"gathered"
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+            os.close(fd)
+
     def test_it_ends_under_load(self, serve: Serve) -> None:
         mounted = serve(attr_timeout=0, cache_policy="never")
         (mounted.source / "f").write_bytes(bytes(1 << 20))

@@ -72,6 +72,17 @@ def handed_device(mountpoint: str) -> int | None:
     return device
 
 
+def write_back(mountpoint: str) -> None:
+    """Have the kernel send what it has gathered to the server, as syncfs(2) does. OSError."""
+    directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(directory) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), mountpoint)
+    finally:
+        os.close(directory)
+
+
 def _mount_as_root(mountpoint: str, config: MountConfig) -> int:
     device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
@@ -20,7 +21,7 @@ from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
-from uringfs.fuse.mount import handed_device, mount
+from uringfs.fuse.mount import handed_device, mount, write_back
 from uringfs.fuse.mounts import Mount, mount_at, unmount
 from uringfs.fuse.request import Reply
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
@@ -237,15 +238,22 @@ class DevSession:
 def _detach(mounted: Mount) -> None:
     """Unmount what was mounted, if it is still there and not covered by another mount.
 
-    Where files are open it is detached: their users get ENOTCONN once the device is closed.
+    Where files are open it is detached: their users get ENOTCONN once the device is closed, but
+    what they have written up to now must not be lost in the kernel's cache.
     """
     if mount_at(mounted.mountpoint) != mounted:
         return
+    where = mounted.mountpoint
     try:
-        unmount(mounted.mountpoint)
+        unmount(where)
     except OSError as exc:
-        log.warning("%s: %s; detaching it from its open files", mounted.mountpoint, exc.strerror)
-        try:
-            unmount(mounted.mountpoint, lazy=True)
-        except OSError as again:
-            log.error("%s: cannot unmount: %s", mounted.mountpoint, again.strerror)
+        log.warning("%s: %s; detaching it from its open files", where, exc.strerror)
+        _attempt("write back", write_back, where)
+        _attempt("unmount", partial(unmount, lazy=True), where)
+
+
+def _attempt(what: str, action: Callable[[str], None], where: str) -> None:
+    try:
+        action(where)
+    except OSError as exc:
+        log.error("%s: cannot %s: %s", where, what, exc.strerror)
