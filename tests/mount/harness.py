@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uringfs.fuse.mounts import mount_at
 
 URINGFS = [sys.executable, "-m", "uringfs"]
-TIMEOUT_S = 30.0
+TIMEOUT_S = 20.0
 TROUBLE = re.compile(r"Traceback|ERROR|CRITICAL|Warning:|never awaited", re.MULTILINE)
 
 
@@ -73,7 +73,7 @@ class Mounted:
         self._read = 0
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*URINGFS, "mount", *flags, source, path],
+                [sys.executable, "-X", "faulthandler", *URINGFS[1:], "mount", *flags, source, path],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -149,6 +149,9 @@ class Mounted:
             _umount(self.path, "-l")
         if self.process.poll() is None:
             took.append("the server did not end")
+            self.process.send_signal(signal.SIGABRT)  # faulthandler tells where it was
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(TIMEOUT_S)
             self.kill()
         return took
 

@@ -20,8 +20,8 @@ from uringfs.control import socket_path
 from uringfs.errors import Exit
 
 LOAD = [
-    "fio", "--name=load", "--rw=randrw", "--bs=4k", "--size=8M", "--iodepth=16", "--numjobs=2",
-    "--time_based", "--runtime=60", "--ioengine=libaio", "--output=/dev/null",
+    "fio", "--thread", "--name=load", "--rw=randrw", "--bs=4k", "--size=8M", "--iodepth=16",
+    "--numjobs=2", "--time_based", "--runtime=60", "--ioengine=libaio", "--output=/dev/null",
 ]  # fmt: skip
 
 

@@ -37,8 +37,8 @@ class FileOps(Core):
         device = self.inodes.get(nodeid).ids[:2]
         traits = self._device_traits.get(device)
         if traits is None:
-            in_memory = syscalls.fstatfs_type(file.fd) in _MEMORY_FILE_SYSTEMS
-            self._device_traits[device] = traits = FAST | MEMORY if in_memory else FAST
+            traits = FAST | MEMORY if _is_in_memory(file) else FAST
+            self._device_traits[device] = traits
         return traits
 
     async def create(
@@ -188,3 +188,10 @@ class FileOps(Core):
         """syncfs(2) of the file system the inode lies on."""
         file = await self._open_inode(nodeid, os.O_RDONLY)
         await self.io.call(syscalls.syncfs, file.fd)
+
+
+def _is_in_memory(file: OwnedFd) -> bool:
+    try:
+        return syscalls.fstatfs_type(file.fd) in _MEMORY_FILE_SYSTEMS
+    except OSError:  # a file system need not answer; ENOSYS would tell the kernel not to open
+        return False

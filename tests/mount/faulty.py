@@ -1,0 +1,88 @@
+"""A source whose disk fails: a file system where the name of a file says what using it does.
+
+``python faulty.py DIRECTORY`` serves it until it is unmounted. Opening any name works; reading,
+writing and syncing a file called ``EIO`` fails with EIO, and so for every errno. ``half`` reads
+half of what it is asked for. What it lacks (statfs) fails with ENOSYS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import stat
+import sys
+from typing import Any
+
+import pyfuse3
+import pyfuse3.asyncio
+
+SIZE = 1 << 20
+
+
+class Faulty(pyfuse3.Operations):
+    """Names are entered as they are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = [b"/"]
+
+    async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        attr = pyfuse3.EntryAttributes()
+        attr.st_ino = inode
+        directory = inode == pyfuse3.ROOT_INODE
+        attr.st_mode = stat.S_IFDIR | 0o755 if directory else stat.S_IFREG | 0o644
+        attr.st_nlink = 1
+        attr.st_size = SIZE
+        return attr
+
+    async def setattr(self, inode: int, *rest: object) -> pyfuse3.EntryAttributes:
+        self._fail(inode)
+        return await self.getattr(inode)
+
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        if name not in self.names:
+            self.names.append(name)
+        return await self.getattr(self.names.index(name) + 1)
+
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=inode, direct_io=True)
+
+    async def opendir(self, inode: int, ctx: object) -> int:
+        return inode
+
+    async def readdir(self, fh: int, start: int, token: Any) -> None:
+        return
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        self._fail(fh)
+        return b"r" * (size // 2 if self.names[fh - 1] == b"half" else size)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        self._fail(fh)
+        return len(buf)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        self._fail(fh)
+
+    async def flush(self, fh: int) -> None:
+        self._fail(fh)
+
+    async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
+        self._fail(self.names.index(name) + 1)
+
+    def _fail(self, inode: int) -> None:
+        code = getattr(errno, self.names[inode - 1].decode(), None)
+        if code is not None:
+            raise pyfuse3.FUSEError(code)
+
+
+def main(directory: str) -> None:
+    pyfuse3.asyncio.enable()
+    pyfuse3.init(Faulty(), directory, {"fsname=faulty", "allow_other"})
+    print("live", flush=True)
+    asyncio.run(pyfuse3.main())
+    pyfuse3.close(unmount=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
