@@ -31,10 +31,10 @@ def main() -> None:
         (scratch / name).mkdir()
     for number, seed in enumerate(seeds()):
         (scratch / "corpus" / str(number)).write_bytes(seed)
-    with Connection(scratch / "tree") as connection:
+    with Connection(scratch / "tree") as connection, Target(connection) as target:
         again = any(not word.startswith("-") for word in sys.argv[1:])
         arguments = sys.argv if again else [*sys.argv, str(scratch / "corpus")]
-        atheris.Setup(arguments, Target(connection).feed)
+        atheris.Setup(arguments, target.feed)
         atheris.Fuzz()
 
 

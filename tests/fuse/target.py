@@ -18,6 +18,7 @@ from uringfs.fuse.request import Reply, Request
 NO_ANSWER = frozenset(code for code, row in OPERATIONS.items() if row.reply is None)
 FRESH_AFTER = 200
 """Messages after which the server starts anew: opened files and looked-up inodes add up."""
+_FAULTS = logging.getLogger("uringfs.fs.errors")
 TREE = ("f", "g", "d/f", "d/e/f")
 
 
@@ -46,14 +47,19 @@ class Target:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._fed = 0
+        self._complaint = _Complaint()
         root = Path(connection.config.root_dir)
         for name in TREE:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(b"0123456789")
         self._prepare()
-        complaint = logging.getLogger("uringfs.fs.errors")
-        complaint.handlers[:] = [_Complaint()]
-        complaint.propagate = False
+
+    def __enter__(self) -> Target:
+        _FAULTS.addHandler(self._complaint)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        _FAULTS.removeHandler(self._complaint)
 
     def _prepare(self) -> None:
         """Node ids 2 to 5 and some open files are there to be hit."""

@@ -33,8 +33,8 @@ BODIES = st.one_of(
 
 @pytest.fixture
 def target(small_tmpfs: Path) -> Generator[Target]:
-    with Connection(small_tmpfs) as connection:
-        yield Target(connection)
+    with Connection(small_tmpfs) as connection, Target(connection) as made:
+        yield made
 
 
 @on_one_target
