@@ -79,7 +79,8 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     options = [f"-max_total_time={FUZZ_S}", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(
         ["unshare", "--mount", *command, *options],
-        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=FUZZ_S + 60, check=False,
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, timeout=FUZZ_S + 60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Done" in done.stderr
