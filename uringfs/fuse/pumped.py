@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fuse import replies
 from uringfs.fuse.abi import OUT_HEADER
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.request import Reply, Request
@@ -25,9 +26,10 @@ log = logging.getLogger(__name__)
 SLOTS = 256
 """Requests that can be under way; the kernel keeps the others until one is done."""
 
-
-IDLE_POLL_S = 0.002
+CLOSE_POLL_S = 0.002
 """How often a closing device looks whether its last replies are out."""
+CLOSE_GRACE_S = 5.0
+"""How long transfers may take to end by themselves, and then again when they are cancelled."""
 
 
 class PumpSlot(Request):
@@ -68,28 +70,18 @@ class PumpedDevice:
         self._dispatcher = dispatcher
         self._fs = fs
         self._served = served
-        self._ended = ended
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._slots: dict[int, PumpSlot] = {}
         self.pump = Pump(
             ring, device, fs.handles.table,
             slots=SLOTS, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
-            no_fsetid=no_fsetid, on_request=self._request, on_end=self._end,
+            no_fsetid=no_fsetid, on_request=self._request, on_end=ended,
         )  # fmt: skip
-        self._ring = ring
-        fs.handles.before_close = self._submit
-        dispatcher.interrupt_elsewhere = self._interrupt
+        fs.handles.before_close = ring.submit_now
+        dispatcher.interrupt_elsewhere = self.pump.interrupt
 
     def start(self) -> None:
         """Take requests."""
         self.pump.start()
-
-    def _submit(self) -> None:
-        self._ring.submit_now()
-
-    def _interrupt(self, unique: int) -> None:
-        if not self._over.done() and self.pump.interrupt(unique):
-            self._ring.kick()
 
     def negotiated(self) -> None:
         """With the writeback cache the backing file is never opened for appending."""
@@ -105,20 +97,26 @@ class PumpedDevice:
             self.answer(slot, reply)
         self._served()
 
-    def _end(self, code: int) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
-        if code != errno.ECANCELED:
-            self._ended(code)
-
     async def close(self) -> None:
         """Take no more requests, see those under way end, and let go of the ring."""
-        if not self._over.done():
-            self.pump.stop()
-            await self._over
-        while not self.pump.idle:
-            await asyncio.sleep(IDLE_POLL_S)
+        if not await self._idle(CLOSE_GRACE_S):
+            log.warning("%d transfers take long: cancelling them", self.pump.interrupt_all())
+            if not await self._idle(CLOSE_GRACE_S):
+                log.error("%d requests do not end: given up", self.pump.under_way)
+        self._fs.handles.before_close = lambda: None
+        self._dispatcher.interrupt_elsewhere = None
         self.pump.close()
+
+    async def _idle(self, patience: float) -> bool:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + patience
+        while self.pump.listening or self.pump.under_way:
+            if loop.time() > give_up:
+                return False
+            if self.pump.listening:
+                self.pump.stop()
+            await asyncio.sleep(CLOSE_POLL_S)
+        return True
 
     def answer(self, slot: PumpSlot, reply: Reply) -> None:
         """Send the reply of a slot's request, or free the slot of one that has none."""
@@ -130,6 +128,9 @@ class PumpedDevice:
             slot.memory[start:PAGE] = reply[0]
         else:
             whole = b"".join(reply)
+            if len(whole) > len(slot.memory):
+                log.error("reply of %d bytes is longer than its slot: EIO instead", len(whole))
+                whole = b"".join(replies.error(slot.unique, errno.EIO))
             start, length = 0, len(whole)
             slot.memory[:length] = whole
         self.pump.reply(slot.index, start, length)

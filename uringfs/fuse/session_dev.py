@@ -119,17 +119,25 @@ class DevSession:
             self._pumped.pump.fast = on
 
     def _listen(self) -> None:
-        if self._ring is None:
+        if self._ring is not None:
+            self._pumped = self._start_pump(self._ring)
+        if self._pumped is None:
             asyncio.get_running_loop().add_reader(self._device, self._drain)
-            return
+
+    def _start_pump(self, ring: Ring) -> PumpedDevice | None:
         from uringfs.fuse.pumped import PumpedDevice  # compiled: not needed without a ring
 
-        self._pumped = PumpedDevice(
-            self._ring, self._device.fileno(), self._fs, self._dispatcher,
-            max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
-            served=self._served, ended=self._device_failed,
-        )  # fmt: skip
-        self._pumped.start()
+        try:
+            pumped = PumpedDevice(
+                ring, self._device.fileno(), self._fs, self._dispatcher,
+                max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
+                served=self._served, ended=self._device_failed,
+            )  # fmt: skip
+        except OSError as exc:
+            log.warning("going on without the pump: %s", exc.strerror)
+            return None
+        pumped.start()
+        return pumped
 
     def _end(self, fault: OSError | None = None) -> None:
         if self._ended is not None and not self._ended.done():

@@ -86,11 +86,17 @@ class BufferTable:
             for done in range(count):
                 self.update(first + done, base + done * stride, size)
         except OSError:
-            for index in range(first, first + done):
-                self.update(index, ffi.NULL, 0)
+            self.unpin(first, done)
             self._used = first
             raise
         return first
+
+    def unpin(self, first: int, count: int) -> None:
+        """Undo pin(); places at the end of the table can be taken again."""
+        for index in range(first, first + count):
+            self.update(index, ffi.NULL, 0)
+        if self._used == first + count:
+            self._used = first
 
     def _take(self, count: int) -> int:
         if self._used is None:

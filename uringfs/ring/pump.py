@@ -14,6 +14,7 @@ from typing import Any
 from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
 from uringfs.ring.ring import Ring
+from uringfs.ring.uapi import Setup
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,11 @@ TAG_REQUEST: int = lib.UF_TAG_REQUEST
 NO_SLOT: int = lib.UF_NO_SLOT
 REGISTERED = 1 << 17
 """Bytes of data in each slot that are pinned, for transfers without a look-up of pages."""
+MAX_SLOTS = 1 << 15
+"""Entries of a ring of provided buffers."""
+
+_abandoned: list[object] = []
+"""Memory of pumps that were closed with requests under way: the kernel may still use it."""
 
 
 class Pump:
@@ -31,10 +37,14 @@ class Pump:
 
     `device` is a non-blocking descriptor of /dev/fuse, `handles` the table of open files (rows of
     struct uf_handle, see uringfs/fs/handles.py). A request for Python arrives as
-    `on_request(slot, length)`; Python answers it with `reply` or `drop`. The end of the device
-    arrives as `on_end(errno)`: ENODEV, it was unmounted; ECANCELED, after `stop`.
+    `on_request(slot, length)`; Python answers it with `reply` or `drop`. Should the device end,
+    and not because of `stop`, that arrives as `on_end(errno)`: ENODEV, it was unmounted.
 
-    Raises OSError (ENOMEM, EINVAL on a kernel before 6.7) where it cannot be set up.
+    `slots` requests can be under way, of `max_transfer` bytes of data. A request must share the
+    O_* flags in `flag_mask` with its handle to be served here. `no_fsetid` is a personality
+    without CAP_FSETID; 0: Python serves writes that clear set-ID bits.
+
+    Raises OSError where it cannot be set up: EOPNOTSUPP on kernels before 6.7; RingUnavailable.
     """
 
     def __init__(
@@ -50,12 +60,17 @@ class Pump:
         on_request: Callable[[int, int], None],
         on_end: Callable[[int], None],
     ) -> None:
+        if not 0 < slots <= MAX_SLOTS or max_transfer < 1:
+            raise ValueError(f"a pump has 1 to {MAX_SLOTS} slots, each for at least one byte")
         if not ring.supports("READ_MULTISHOT"):
             raise OSError(errno.EOPNOTSUPP, "the pump needs Linux 6.7 (IORING_OP_READ_MULTISHOT)")
+        if not ring.setup & Setup.SUBMIT_ALL:
+            # Without it a submission ends at the first bad entry, in the middle of a chain.
+            raise OSError(errno.EOPNOTSUPP, "the pump needs a ring with IORING_SETUP_SUBMIT_ALL")
         self._ring = ring
         self._on_request = on_request
         self._on_end = on_end
-        self._slot_size = PAGE + max_transfer
+        self._slot_size = PAGE + -(-max_transfer // PAGE) * PAGE
         self._memory = mmap.mmap(-1, slots * self._slot_size)
         self._keep = (ffi.from_buffer(self._memory), ffi.from_buffer(handles))
         self._state = state = ffi.new("struct uf_pump *")
@@ -70,8 +85,17 @@ class Pump:
         state.handles = ffi.cast("struct uf_handle *", self._keep[1])
         state.handle_count = len(handles) // ffi.sizeof("struct uf_handle")
         state.fast = True
-        self._pin()
-        self._check(lib.uf_pump_open(state))
+        self._slots = slots
+        self._closed = False
+        self._file = ring.files.register(device)
+        state.device_file = self._file
+        self._pinned = False
+        try:
+            self._pin()
+            self._check(lib.uf_pump_open(state))
+        except BaseException:
+            self._let_go()
+            raise
         ring.set_handler(TAG_REQUEST, self._arrived)
 
     def _pin(self) -> None:
@@ -79,6 +103,7 @@ class Pump:
         try:
             self._state.fixed_base = self._ring.pin(self._memory, self._slot_size, size)
             self._state.fixed_bytes = size
+            self._pinned = True
         except RingUnavailable as exc:
             log.warning("the pump's memory is not registered, which costs some speed: %s", exc)
 
@@ -90,7 +115,10 @@ class Pump:
         self._ring.kick()
 
     def stop(self) -> None:
-        """Take no more requests; `on_end(ECANCELED)` follows. Those under way go on."""
+        """Take no more requests, as soon as it is not `listening`. Those under way go on.
+
+        May be called again, should the kernel have missed the first.
+        """
         self._check(lib.uf_pump_stop(self._state))
         self._ring.kick()
 
@@ -100,17 +128,30 @@ class Pump:
         return memoryview(self._memory)[start : start + self._slot_size]
 
     def reply(self, slot: int, offset: int, length: int) -> None:
-        """Answer with `length` bytes that lie at `offset` in the slot, which is then free again."""
+        """Answer with `length` bytes that lie at `offset` in the slot, which is then free again.
+
+        OSError EINVAL: they do not, or the slot holds no request of Python's.
+        """
         self._check(lib.uf_pump_reply(self._state, slot, offset, length))
         self._ring.kick()
 
     def drop(self, slot: int) -> None:
-        """The request has no answer."""
-        lib.uf_pump_drop(self._state, slot)
+        """The request has no answer. OSError EINVAL: the slot holds no request of Python's."""
+        self._check(lib.uf_pump_drop(self._state, slot))
+        self._ring.kick()
 
     def interrupt(self, unique: int) -> bool:
         """Cancel the transfer of a request; False if the pump has none of that number."""
-        found: bool = lib.uf_pump_interrupt(self._state, unique) > 0
+        return self._interrupt(unique) > 0
+
+    def interrupt_all(self) -> int:
+        """Cancel every transfer; how many there are."""
+        return self._interrupt(0)
+
+    def _interrupt(self, unique: int) -> int:
+        found: int = lib.uf_pump_interrupt(self._state, unique)
+        self._check(found)
+        self._ring.kick()
         return found
 
     def _arrived(self, user_data: int, res: int) -> None:
@@ -136,9 +177,14 @@ class Pump:
         self._state.flag_mask = flag_mask
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is under way."""
-        return bool(self._state.free_slots == self._state.slot_count)
+    def listening(self) -> bool:
+        """Whether the kernel is reading the device."""
+        return bool(self._state.armed)
+
+    @property
+    def under_way(self) -> int:
+        """How many requests there are, here and in Python."""
+        return int(self._state.slot_count - self._state.free_slots)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start: by opcode, requests and those served here, and latencies.
@@ -160,8 +206,25 @@ class Pump:
         }
 
     def close(self) -> None:
-        """Let go of the ring. Nothing may be under way: see `idle`."""
+        """Let go of the ring. Idempotent.
+
+        What is under way is given up: it gets no reply from here, and its memory stays for ever.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self.under_way:
+            _abandoned.append(self._memory)
         lib.uf_pump_close(self._state)
+        self._ring.set_handler(TAG_REQUEST, None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._ring.closed:
+            return
+        self._ring.files.free(self._file)
+        if self._pinned:
+            self._ring.unpin(self._state.fixed_base, self._slots)
 
     @staticmethod
     def _check(rc: int) -> None:

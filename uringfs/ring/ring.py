@@ -190,6 +190,11 @@ class Ring(Operations):
         self._check_thread()
         return self._buffers.pin(memory, stride, size)
 
+    def unpin(self, first: int, count: int) -> None:
+        """Undo pin(). Requests under way keep what they use pinned."""
+        self._check_thread()
+        self._buffers.unpin(first, count)
+
     def busy_poll(self, microseconds: float) -> None:
         """Look that long for completions before sleeping, as far as it pays; 0: never.
 
@@ -279,8 +284,14 @@ class Ring(Operations):
             self._turn_attached()
 
     def submit_now(self) -> None:
-        """Submit what is queued, without looking for completions."""
-        lib.uf_submit(self._state)
+        """Submit what is queued, without looking for completions.
+
+        On return the kernel holds the files of all requests. OSError: it does not take them.
+        """
+        self._check_thread()
+        rc = lib.uf_submit(self._state)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
 
     def kick(self) -> None:
         """See to it that what is queued is submitted by this turn of the loop."""
@@ -387,9 +398,12 @@ class Ring(Operations):
 
     # Completion
 
-    def set_handler(self, tag: int, handler: Callable[[int, int], None]) -> None:
+    def set_handler(self, tag: int, handler: Callable[[int, int], None] | None) -> None:
         """Send completions whose user_data has this tag in its top 8 bits to handler(data, res)."""
-        self._handlers[tag] = handler
+        if handler is None:
+            self._handlers.pop(tag, None)
+        else:
+            self._handlers[tag] = handler
 
     def turn(self, timeout_ns: int) -> None:
         """One turn of an event loop: submit, wait, and complete futures.

@@ -14,6 +14,7 @@ struct uf_handle {
 struct uf_pump {
     struct uf_ring *ring;
     int device_fd;
+    uint32_t device_file;
     uint8_t *memory;
     uint32_t slot_count;
     uint32_t slot_size;
@@ -26,6 +27,7 @@ struct uf_pump {
     struct uf_handle *handles;
     uint32_t handle_count;
     uint32_t free_slots;
+    bool armed;
     uint64_t requests[...];
     uint64_t fast_requests[...];
     uint64_t latency[...][...];
@@ -41,5 +43,5 @@ void uf_pump_close(struct uf_pump *p);
 int uf_pump_start(struct uf_pump *p);
 int uf_pump_stop(struct uf_pump *p);
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
-void uf_pump_drop(struct uf_pump *p, uint32_t slot);
+int uf_pump_drop(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);

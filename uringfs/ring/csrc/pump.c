@@ -16,7 +16,12 @@
  *                                       reply to READ: 16 bytes | data
  *
  * The memory of a slot belongs to its request from the completion of the device read until the
- * completion of the reply (or until Python drops it); then the kernel may fill it again. */
+ * completion of the reply (or until Python drops it); then the kernel may fill it again.
+ *
+ * Two things no request may bring about, whoever sent it: that a slot is given back while the
+ * kernel still uses it, and that a reply goes out before its transfer has ended. Hence every
+ * completion is held against the state of its slot, and nobody who waits is left without a reply:
+ * where there is no room to queue one, it is written at once. */
 #include "pump.h"
 
 #include <errno.h>
@@ -30,6 +35,7 @@
 
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
 #define UF_BUFFER_GROUP 0
+#define UF_MAX_ERROR 511 /* the device refuses replies with greater numbers: fuse_dev_do_write() */
 
 #ifndef FUSE_WRITE_KILL_SUIDGID
 #define FUSE_WRITE_KILL_SUIDGID (1 << 2)
@@ -75,6 +81,7 @@ static void offer_slot(struct uf_pump *p, uint32_t slot)
     p->free_slots++;
 }
 
+/* The request is done with; the kernel may fill the slot as soon as settle() has told it so. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
     struct uf_slot *s = &p->slots[slot];
@@ -91,7 +98,7 @@ static bool make_room(struct uf_pump *p, unsigned n)
 {
     if (io_uring_sq_space_left(&p->ring->uring) >= n)
         return true;
-    io_uring_submit(&p->ring->uring);
+    uf_flush(p->ring);
     return io_uring_sq_space_left(&p->ring->uring) >= n;
 }
 
@@ -115,20 +122,52 @@ static void use_fixed(const struct uf_pump *p, struct io_uring_sqe *sqe, uint32_
     sqe->buf_index = (uint16_t)(p->fixed_base + slot);
 }
 
-/* The device takes a reply at once, so its completion is nothing to wake up for. */
-static void queue_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
+/* The device is a registered file: a chain resolves the descriptor of its reply only when it gets
+ * there, and by then a plain number might mean another file. */
+static struct io_uring_sqe *queue_on_device(struct uf_pump *p, unsigned tag, uint32_t slot,
+                                            uint8_t opcode, const void *addr, uint32_t length)
 {
-    p->ring->at_once++;
-    /* Not as a registered buffer: the device takes only memory it can look up itself. */
-    queue(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, p->device_fd, reply, length, 0);
-    p->slots[slot].state = UF_SLOT_REPLY;
+    struct io_uring_sqe *sqe = queue(p, tag, slot, opcode, (int)p->device_file, addr, length, 0);
+    sqe->flags |= IOSQE_FIXED_FILE;
+    return sqe;
+}
+
+static void queue_cancel(struct uf_pump *p, unsigned tag, uint32_t slot)
+{
+    struct io_uring_sqe *sqe = queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
+    sqe->addr = (uint64_t)tag << UF_TAG_SHIFT | slot;
 }
 
 static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t length, int error)
 {
     out->len = length;
-    out->error = error;
+    out->error = error < -UF_MAX_ERROR ? -EIO : error;
     out->unique = unique;
+}
+
+static void finish_reply(struct uf_pump *p, uint32_t slot, int res);
+
+/* Send a reply that waits for nothing. The device takes it at once, so its completion is nothing
+ * to wake up for. */
+static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length,
+                       enum uf_slot_state state)
+{
+    p->slots[slot].state = state;
+    if (make_room(p, 1)) {
+        /* Not as a registered buffer: the device takes only memory it can look up itself. */
+        queue_on_device(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, reply, length);
+        p->ring->at_once++;
+        return;
+    }
+    ssize_t written = write(p->device_fd, reply, length);
+    finish_reply(p, slot, written < 0 ? -errno : 0);
+}
+
+static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot_state state)
+{
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    fill_header(out, p->slots[slot].unique, sizeof(*out), error);
+    send_reply(p, slot, out, sizeof(*out), state);
 }
 
 /* -- requests --------------------------------------------------------------------------------- */
@@ -136,12 +175,18 @@ static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t l
 static struct uf_handle *find_handle(struct uf_pump *p, uint64_t fh, uint64_t nodeid)
 {
     uint32_t index = (uint32_t)fh;
-    if (index >= p->handle_count)
+    if (!index || index >= p->handle_count) /* row 0 is no handle's */
         return NULL;
     struct uf_handle *h = &p->handles[index];
-    if (!fh || h->fh != fh || h->nodeid != nodeid || !(h->flags & UF_HANDLE_FAST))
+    if (h->fh != fh || h->nodeid != nodeid || !(h->flags & UF_HANDLE_FAST))
         return NULL;
     return h;
+}
+
+/* A negative offset is an error of its own, and -1 means the file's position to io_uring. */
+static bool is_transfer(const struct uf_pump *p, uint32_t size, uint64_t offset)
+{
+    return size && size <= p->max_transfer && offset <= INT64_MAX;
 }
 
 static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size)
@@ -170,38 +215,38 @@ static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *t
                         const void *reply, uint32_t length)
 {
     transfer->flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
-    queue_reply(p, slot, reply, length);
-    p->slots[slot].state = UF_SLOT_IO;
-    p->ring->at_once--; /* the transfer comes first */
+    queue_on_device(p, UF_TAG_CHAINED, slot, IORING_OP_WRITE, reply, length);
 }
 
-/* Answer with the result of a transfer that came without its reply: it failed or came out short,
- * so that its chain broke, or it had none. */
+static void count_bytes(struct uf_pump *p, const struct uf_slot *s, uint32_t bytes)
+{
+    if (s->opcode == FUSE_READ)
+        p->bytes_read += bytes;
+    else if (s->opcode == FUSE_WRITE)
+        p->bytes_written += bytes;
+}
+
+/* Answer with the result of a transfer whose reply is not under way. */
 static void finish_io(struct uf_pump *p, uint32_t slot, int res)
 {
     struct uf_slot *s = &p->slots[slot];
     struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
     uint32_t length = sizeof(*out);
     unclaim(p, slot);
-    if (res == -ECANCELED)
-        res = -EINTR;
-    if (res >= 0 && s->opcode == FUSE_READ) {
-        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
-        length += (uint32_t)res;
-        p->bytes_read += (uint32_t)res;
-    } else if (res >= 0 && s->opcode == FUSE_WRITE) {
-        ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
-        length = sizeof(struct write_reply);
-        p->bytes_written += (uint32_t)res;
-    }
-    fill_header(out, s->unique, length, res < 0 ? res : 0);
-    if (make_room(p, 1)) {
-        queue_reply(p, slot, out, length);
+    if (res < 0) {
+        send_error(p, slot, res == -ECANCELED ? -EINTR : res, UF_SLOT_REPLY);
         return;
     }
-    ssize_t written = write(p->device_fd, out, length);
-    (void)written; /* it fails only for a request that the kernel has given up */
-    free_slot(p, slot);
+    if (s->opcode == FUSE_READ) {
+        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
+        length += (uint32_t)res;
+    } else if (s->opcode == FUSE_WRITE) {
+        ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
+        length = sizeof(struct write_reply);
+    }
+    count_bytes(p, s, (uint32_t)res);
+    fill_header(out, s->unique, length, 0);
+    send_reply(p, slot, out, length, UF_SLOT_REPLY);
 }
 
 /* A file system in memory has nothing to wait for, and offers no way to say so (FMODE_NOWAIT):
@@ -217,12 +262,13 @@ static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handl
     finish_io(p, slot, done < 0 ? -errno : (int)done);
 }
 
-static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                       const void *body)
 {
     struct fuse_read_in arg;
-    memcpy(&arg, in + 1, sizeof(arg));
+    memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
-    if (in->len != UF_IN_SIZE || !h || !arg.size || arg.size > p->max_transfer ||
+    if (in->len != UF_IN_SIZE || !h || !is_transfer(p, arg.size, arg.offset) ||
         (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
         return false;
     if (h->flags & UF_HANDLE_MEMORY) {
@@ -231,9 +277,8 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     }
     uint8_t *data = slot_data(p, slot);
     struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
-    uint64_t unique = in->unique;
     claim(p, slot, h, arg.size);
-    fill_header(out, unique, (uint32_t)sizeof(*out) + arg.size, 0);
+    fill_header(out, in->unique, (uint32_t)sizeof(*out) + arg.size, 0);
     struct io_uring_sqe *sqe =
         queue(p, UF_TAG_IO, slot, IORING_OP_READ, h->fd, data, arg.size, arg.offset);
     use_fixed(p, sqe, slot);
@@ -241,12 +286,13 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     return true;
 }
 
-static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                        const void *body)
 {
     struct fuse_write_in arg;
-    memcpy(&arg, in + 1, sizeof(arg));
+    memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
-    if (!h || !arg.size || arg.size > p->max_transfer || in->len != UF_IN_SIZE + arg.size)
+    if (!h || !is_transfer(p, arg.size, arg.offset) || in->len != UF_IN_SIZE + arg.size)
         return false;
     bool kill = arg.write_flags & FUSE_WRITE_KILL_SUIDGID;
     bool from_cache = arg.write_flags & FUSE_WRITE_CACHE;
@@ -270,10 +316,11 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     return true;
 }
 
-static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                        const void *body)
 {
     struct fuse_fsync_in arg;
-    memcpy(&arg, in + 1, sizeof(arg));
+    memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 2))
         return false;
@@ -287,47 +334,47 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 }
 
 /* What close(2) of one descriptor reports is what closing a duplicate reports. */
-static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in)
+static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                         const void *body)
 {
     struct fuse_flush_in arg;
-    memcpy(&arg, in + 1, sizeof(arg));
+    memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
-    if (in->len != sizeof(*in) + sizeof(arg) || !h || p->handles[0].flags & UF_HANDLE_LOCKED ||
-        !make_room(p, 1))
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || p->handles[0].flags & UF_HANDLE_LOCKED)
         return false;
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
     int duplicate = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
     int error = duplicate < 0 || close(duplicate) < 0 ? -errno : 0;
-    fill_header(out, in->unique, sizeof(*out), error);
     p->fast_requests[FUSE_FLUSH]++;
-    queue_reply(p, slot, out, out->len);
+    send_error(p, slot, error, UF_SLOT_REPLY);
     return true;
 }
 
-/* True if the request is under way; false leaves it to Python, malformed ones too. */
+/* True if the request is under way; false leaves it to Python, malformed ones too. What is checked
+ * is read once, into a copy: the reply to a READ is written over the end of its own request. */
 static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
 {
-    const struct fuse_in_header *in =
-        (const struct fuse_in_header *)(slot_data(p, slot) - UF_IN_SIZE);
+    const uint8_t *message = slot_data(p, slot) - UF_IN_SIZE;
     struct uf_slot *s = &p->slots[slot];
-    bool whole = length >= sizeof(*in) && in->len == length;
+    struct fuse_in_header in;
+    memcpy(&in, message, sizeof(in));
+    bool headed = length >= sizeof(in);
     *s = (struct uf_slot){.arrived_ns = p->now_ns, .state = UF_SLOT_PYTHON};
-    if (whole) {
-        s->unique = in->unique;
-        s->opcode = in->opcode < UF_OPCODES ? in->opcode : UF_OPCODES - 1;
+    if (headed) {
+        s->unique = in.unique;
+        s->opcode = in.opcode < UF_OPCODES ? in.opcode : UF_OPCODES - 1;
     }
     p->requests[s->opcode]++;
-    if (!whole || !p->fast)
+    if (!headed || in.len != length || !p->fast)
         return false;
-    switch (in->opcode) {
+    switch (in.opcode) {
     case FUSE_READ:
-        return start_read(p, slot, in);
+        return start_read(p, slot, &in, message + sizeof(in));
     case FUSE_WRITE:
-        return start_write(p, slot, in);
+        return start_write(p, slot, &in, message + sizeof(in));
     case FUSE_FSYNC:
-        return start_fsync(p, slot, in);
+        return start_fsync(p, slot, &in, message + sizeof(in));
     case FUSE_FLUSH:
-        return answer_flush(p, slot, in);
+        return answer_flush(p, slot, &in, message + sizeof(in));
     default:
         return false;
     }
@@ -339,46 +386,41 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
  * error is a reply it could not read, and whoever asked still waits for one. */
 static void finish_reply(struct uf_pump *p, uint32_t slot, int res)
 {
-    struct uf_slot *s = &p->slots[slot];
     bool given_up = res == -ENOENT || res == -ENODEV || res == -ECONNABORTED || res == -EPERM;
-    if (s->state != UF_SLOT_IO)
-        p->ring->at_once--;
-    if (res < 0 && !given_up && s->state != UF_SLOT_LAST_REPLY && make_room(p, 1)) {
-        struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
-        fill_header(out, s->unique, sizeof(*out), -EIO);
-        queue_reply(p, slot, out, out->len);
-        s->state = UF_SLOT_LAST_REPLY;
-        p->refused++;
+    if (res >= 0 || given_up || p->slots[slot].state == UF_SLOT_LAST_REPLY) {
+        free_slot(p, slot);
         return;
     }
-    if (s->handle && s->opcode == FUSE_READ)
-        p->bytes_read += s->size;
-    else if (s->handle && s->opcode == FUSE_WRITE)
-        p->bytes_written += s->size;
-    unclaim(p, slot);
-    free_slot(p, slot);
+    p->refused++;
+    send_error(p, slot, -EIO, UF_SLOT_LAST_REPLY);
 }
 
-/* The device read: a request, or the end of the multishot, which settle() starts again. */
-static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
-                        int32_t *res)
+/* A transfer that came without its reply: it failed or came out short, and broke its chain. */
+static void finish_transfer(struct uf_pump *p, uint32_t slot, int res)
 {
-    if (!(cqe->flags & IORING_CQE_F_MORE))
-        p->armed = false;
-    if (cqe->flags & IORING_CQE_F_BUFFER) {
-        uint32_t slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-        p->free_slots--;
-        if (cqe->res <= 0) {
-            offer_slot(p, slot);
-        } else if (start_request(p, slot, (uint32_t)cqe->res)) {
-            return false;
-        } else {
-            *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | slot;
-            *res = cqe->res;
-            return true;
-        }
-    }
-    switch (cqe->res) {
+    if (p->slots[slot].state == UF_SLOT_IO)
+        finish_io(p, slot, res);
+    else if (p->slots[slot].state == UF_SLOT_LOST)
+        free_slot(p, slot);
+}
+
+/* The reply of a chain. If the chain broke, the transfer's completion has the answer; kernels do
+ * not even tell of the reply then, as the transfer was to complete in silence (since 5.17). */
+static void finish_chain(struct uf_pump *p, uint32_t slot, int res)
+{
+    struct uf_slot *s = &p->slots[slot];
+    if (res == -ECANCELED || s->state != UF_SLOT_IO)
+        return;
+    if (res >= 0)
+        count_bytes(p, s, s->size);
+    unclaim(p, slot);
+    finish_reply(p, slot, res);
+}
+
+/* The device read has ended. Short of memory or slots it is started again, by settle(). */
+static bool end_device(struct uf_pump *p, int res)
+{
+    switch (res) {
     case -ENOBUFS:
         p->starved++;
         return false;
@@ -387,13 +429,36 @@ static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint6
     case -EAGAIN:
         return false;
     default:
-        if (cqe->res > 0)
+        if (p->stopping)
             return false;
         p->stopping = true;
-        *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | UF_NO_SLOT;
-        *res = cqe->res;
         return true;
     }
+}
+
+/* The device read: a request, or its end, or (when completions overflow) both. */
+static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
+                        int32_t *res)
+{
+    uint32_t slot = UF_NO_SLOT;
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        p->armed = false;
+    if (cqe->flags & IORING_CQE_F_BUFFER) {
+        slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+        p->free_slots--;
+        if (cqe->res <= 0)
+            offer_slot(p, slot);
+        else if (start_request(p, slot, (uint32_t)cqe->res))
+            return false;
+    }
+    if (cqe->res <= 0) {
+        if (!end_device(p, cqe->res))
+            return false;
+        slot = UF_NO_SLOT;
+    }
+    *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | slot;
+    *res = cqe->res;
+    return true;
 }
 
 bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
@@ -404,9 +469,13 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
     case UF_TAG_DEVICE:
         return take_device(p, cqe, data, res);
     case UF_TAG_IO:
-        finish_io(p, slot, cqe->res);
+        finish_transfer(p, slot, cqe->res);
+        return false;
+    case UF_TAG_CHAINED:
+        finish_chain(p, slot, cqe->res);
         return false;
     case UF_TAG_REPLY:
+        p->ring->at_once--;
         finish_reply(p, slot, cqe->res);
         return false;
     default:
@@ -419,7 +488,7 @@ static int arm(struct uf_pump *p)
     if (!make_room(p, 1))
         return -EBUSY;
     struct io_uring_sqe *sqe =
-        queue(p, UF_TAG_DEVICE, 0, UF_OP_READ_MULTISHOT, p->device_fd, NULL, 0, 0);
+        queue_on_device(p, UF_TAG_DEVICE, 0, UF_OP_READ_MULTISHOT, NULL, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = UF_BUFFER_GROUP;
     p->armed = true;
@@ -437,6 +506,26 @@ int uf_pump_settle(struct uf_pump *p)
     return 0;
 }
 
+/* Where it has no memory for a request the kernel takes fewer entries than there are, and starts
+ * what it has of a chain. The reply left behind would go out with the next submission, whether the
+ * transfer is done or not; it becomes EIO. Nothing will tell that such a transfer succeeded, so
+ * its slot is not used again. */
+void uf_pump_mend(struct uf_pump *p)
+{
+    struct io_uring_sq *sq = &p->ring->uring.sq;
+    struct io_uring_sqe *sqe = &sq->sqes[*sq->khead & *sq->kring_mask];
+    if (!io_uring_sq_ready(&p->ring->uring) || sqe->user_data >> UF_TAG_SHIFT != UF_TAG_CHAINED)
+        return;
+    uint32_t slot = (uint32_t)sqe->user_data;
+    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    fill_header(out, p->slots[slot].unique, sizeof(*out), -EIO);
+    sqe->addr = (uint64_t)(uintptr_t)out;
+    sqe->len = sizeof(*out);
+    io_uring_sqe_set_data64(sqe, (uint64_t)UF_TAG_IGNORE << UF_TAG_SHIFT);
+    unclaim(p, slot);
+    p->slots[slot].state = UF_SLOT_LOST;
+}
+
 void uf_pump_tick(struct uf_pump *p)
 {
     p->now_ns = clock_ns();
@@ -444,7 +533,7 @@ void uf_pump_tick(struct uf_pump *p)
 
 /* -- for Python ------------------------------------------------------------------------------- */
 
-int uf_pump_open(struct uf_pump *p)
+static int set_up(struct uf_pump *p)
 {
     uint32_t size = 1;
     while (size < p->slot_count)
@@ -468,6 +557,14 @@ int uf_pump_open(struct uf_pump *p)
     return 0;
 }
 
+int uf_pump_open(struct uf_pump *p)
+{
+    int rc = set_up(p);
+    if (rc < 0)
+        uf_pump_close(p);
+    return rc;
+}
+
 int uf_pump_start(struct uf_pump *p)
 {
     p->stopping = false;
@@ -475,14 +572,15 @@ int uf_pump_start(struct uf_pump *p)
     return uf_pump_settle(p);
 }
 
-/* Take no more requests: the device read ends with ECANCELED, which Python is told. */
+/* Take no more requests: the device read ends, which `armed` tells. May be called again. */
 int uf_pump_stop(struct uf_pump *p)
 {
     p->stopping = true;
-    if (!p->armed || !make_room(p, 1))
-        return p->armed ? -EBUSY : 0;
-    struct io_uring_sqe *sqe = queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
-    sqe->addr = (uint64_t)UF_TAG_DEVICE << UF_TAG_SHIFT;
+    if (!p->armed)
+        return 0;
+    if (!make_room(p, 1))
+        return -EBUSY;
+    queue_cancel(p, UF_TAG_DEVICE, 0);
     return 0;
 }
 
@@ -492,39 +590,45 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON ||
         length > p->slot_size || offset > p->slot_size - length)
         return -EINVAL;
-    if (!make_room(p, 1))
-        return -EBUSY;
-    queue_reply(p, slot, slot_base(p, slot) + offset, length);
+    send_reply(p, slot, slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
     return 0;
 }
 
 /* For requests that have no answer (FORGET). */
-void uf_pump_drop(struct uf_pump *p, uint32_t slot)
+int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 {
-    if (slot < p->slot_count && p->slots[slot].state == UF_SLOT_PYTHON)
-        free_slot(p, slot);
-}
-
-/* Cancel the transfer of a request: 1 if there is one. It then answers EINTR, or its result. */
-int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
-{
-    for (uint32_t slot = 0; slot < p->slot_count; slot++) {
-        if (p->slots[slot].state != UF_SLOT_IO || p->slots[slot].unique != unique)
-            continue;
-        if (!make_room(p, 1))
-            return -EBUSY;
-        struct io_uring_sqe *sqe =
-            queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
-        sqe->addr = (uint64_t)UF_TAG_IO << UF_TAG_SHIFT | slot;
-        return 1;
-    }
+    if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
+        return -EINVAL;
+    free_slot(p, slot);
     return 0;
 }
 
+/* Cancel the transfer of a request, of all if `unique` is 0, and say how many there are. Each
+ * then answers EINTR, or its result. */
+int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
+{
+    int found = 0;
+    for (uint32_t slot = 0; slot < p->slot_count; slot++) {
+        if (p->slots[slot].state != UF_SLOT_IO || (unique && p->slots[slot].unique != unique))
+            continue;
+        if (!make_room(p, 1))
+            return -EBUSY;
+        queue_cancel(p, UF_TAG_IO, slot);
+        found++;
+    }
+    return found;
+}
+
+/* What is under way is forgotten: its memory must stay for as long as the kernel may use it. */
 void uf_pump_close(struct uf_pump *p)
 {
+    for (uint32_t slot = 0; p->slots && slot < p->slot_count; slot++)
+        unclaim(p, slot);
     if (p->ring->pump == p) {
+        uf_pump_stop(p);
+        uf_flush(p->ring);
         p->ring->pump = NULL;
+        p->ring->at_once = 0;
         io_uring_unregister_buf_ring(&p->ring->uring, UF_BUFFER_GROUP);
     }
     if (p->free_ring && p->free_ring != MAP_FAILED)
@@ -532,4 +636,6 @@ void uf_pump_close(struct uf_pump *p)
     free(p->slots);
     p->free_ring = NULL;
     p->slots = NULL;
+    p->slot_count = p->free_slots = 0;
+    p->armed = false;
 }

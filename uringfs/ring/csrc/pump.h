@@ -12,7 +12,8 @@
 
 #define UF_TAG_DEVICE 0x81u
 #define UF_TAG_IO 0x82u
-#define UF_TAG_REPLY 0x83u
+#define UF_TAG_REPLY 0x83u   /* by itself */
+#define UF_TAG_CHAINED 0x84u /* behind its transfer */
 
 #define UF_PAGE 4096u
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
@@ -32,20 +33,28 @@ struct uf_handle {
 #define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
 #define UF_HANDLE_LOCKED 0x20000000u /* in row 0: there are locks, which a FLUSH may drop */
 
+enum uf_slot_state {
+    UF_SLOT_FREE,
+    UF_SLOT_PYTHON,     /* Python is to answer or drop it */
+    UF_SLOT_IO,         /* its transfer is under way, with or without a reply behind it */
+    UF_SLOT_REPLY,      /* its reply is */
+    UF_SLOT_LAST_REPLY, /* its reply was refused; now it gets EIO, or nothing */
+    UF_SLOT_LOST,       /* answered, but the kernel may still use the memory: uf_pump_mend() */
+};
+
 struct uf_slot {
     uint64_t unique;
     uint64_t arrived_ns;
     uint32_t handle; /* index into the handle table while the pump has a request on it */
     uint32_t opcode;
     uint32_t size;  /* bytes asked for */
-    uint32_t state; /* enum uf_slot_state */
+    enum uf_slot_state state;
 };
-
-enum uf_slot_state { UF_SLOT_FREE, UF_SLOT_PYTHON, UF_SLOT_IO, UF_SLOT_REPLY, UF_SLOT_LAST_REPLY };
 
 struct uf_pump {
     struct uf_ring *ring;
     int device_fd;
+    uint32_t device_file; /* the same among the ring's registered files */
     uint8_t *memory; /* slot_count slots of slot_size bytes, page-aligned */
     uint32_t slot_count;
     uint32_t slot_size;
@@ -81,15 +90,17 @@ void uf_pump_close(struct uf_pump *p);
 int uf_pump_start(struct uf_pump *p);
 int uf_pump_stop(struct uf_pump *p);
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
-void uf_pump_drop(struct uf_pump *p, uint32_t slot);
+int uf_pump_drop(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
 
 /* For uf_turn: take a completion; true if it now concerns Python, as rewritten in *data, *res. */
 bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
                       int32_t *res);
-/* For uf_turn, after a batch of completions: give slots back, listen on. */
-int uf_pump_settle(struct uf_pump *p);
 /* For uf_turn, before a batch: what time it is, for all of the batch. */
 void uf_pump_tick(struct uf_pump *p);
+/* Before a submission: give slots back, listen on. */
+int uf_pump_settle(struct uf_pump *p);
+/* After a submission, in case it took less than all: see to it that no chain was cut. */
+void uf_pump_mend(struct uf_pump *p);
 
 #endif

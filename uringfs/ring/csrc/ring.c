@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define UF_TURN_ENTERS 256
+
 static void probe_opcodes(struct uf_ring *r)
 {
     struct io_uring_probe *probe = io_uring_get_probe_ring(&r->uring);
@@ -41,9 +43,30 @@ int uf_ring_open(struct uf_ring *r, uint32_t entries, uint32_t cq_entries, uint3
     return 0;
 }
 
+/* What follows every submission: it may have taken less than all. */
+static int submitted(struct uf_ring *r, int rc)
+{
+    if (r->pump && io_uring_sq_ready(&r->uring))
+        uf_pump_mend(r->pump);
+    return rc;
+}
+
+int uf_flush(struct uf_ring *r)
+{
+    return submitted(r, io_uring_submit(&r->uring));
+}
+
+/* Submit all that is queued: once this returns 0, the kernel holds the files it needs. */
 int uf_submit(struct uf_ring *r)
 {
-    return io_uring_submit(&r->uring);
+    if (r->pump)
+        uf_pump_settle(r->pump);
+    while (io_uring_sq_ready(&r->uring)) {
+        int rc = uf_flush(r);
+        if (rc <= 0)
+            return rc < 0 ? rc : -EAGAIN;
+    }
+    return 0;
 }
 
 int uf_ring_enable(struct uf_ring *r)
@@ -57,6 +80,7 @@ void uf_ring_close(struct uf_ring *r)
 {
     if (r->fd >= 0)
         io_uring_queue_exit(&r->uring);
+    r->pump = NULL;
     r->fd = -1;
 }
 
@@ -68,7 +92,7 @@ int uf_push(struct uf_ring *r, uint64_t user_data, uint8_t opcode, uint8_t sqe_f
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&r->uring);
     if (!sqe) {
-        int rc = io_uring_submit(&r->uring);
+        int rc = uf_flush(r);
         if (rc < 0)
             return rc;
         if (io_uring_cq_has_overflow(&r->uring))
@@ -119,8 +143,6 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
     }
     io_uring_cq_advance(&r->uring, seen);
     r->last_batch = seen;
-    if (r->pump && seen)
-        uf_pump_settle(r->pump);
     return n;
 }
 
@@ -144,11 +166,15 @@ static bool is_passing(int rc)
     return rc == -ETIME || rc == -EINTR || rc == -EBUSY || rc == -EAGAIN;
 }
 
+static bool kernel_has_more(struct uf_ring *r)
+{
+    return IO_URING_READ_ONCE(*r->uring.sq.kflags) & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
+}
+
 /* Whether a turn would find completions, as far as the kernel tells without being entered. */
 bool uf_pending(struct uf_ring *r)
 {
-    unsigned flags = IO_URING_READ_ONCE(*r->uring.sq.kflags);
-    return io_uring_cq_ready(&r->uring) || flags & (IORING_SQ_CQ_OVERFLOW | IORING_SQ_TASKRUN);
+    return io_uring_cq_ready(&r->uring) || kernel_has_more(r);
 }
 
 static void cpu_relax(void)
@@ -161,21 +187,27 @@ static void cpu_relax(void)
 }
 
 /* Look for completions for a while before sleeping, since a sleeping virtual CPU wakes slowly.
- * Only while little is going on at a time: a full queue needs no wake-up. Looking in vain again
- * and again, it looks less and less often (at the least, once in 4096 waits). */
-static bool spin(struct uf_ring *r)
+ * Only while little is going on at a time, since a full queue needs no wake-up, or where the wait
+ * is shorter than a sleep. Looking in vain again and again, it looks less and less often (at the
+ * least, once in 4096 waits). */
+static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
 {
-    if (!r->spin_ns || r->last_batch > 4 || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
+    bool worth_it = r->last_batch <= UF_FEW || r->mean_wait_ns < UF_SHORT_WAIT_NS;
+    if (!r->spin_ns || !worth_it || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
         return false;
     if (r->spin_skip) {
         r->spin_skip--;
         return false;
     }
-    int64_t end = now_ns() + (int64_t)r->spin_ns;
-    io_uring_submit_and_get_events(&r->uring);
+    int64_t patience = (int64_t)r->spin_ns;
+    if (timeout_ns > 0 && timeout_ns < patience)
+        patience = timeout_ns;
+    int64_t end = start + patience;
+    submitted(r, io_uring_submit_and_get_events(&r->uring));
     r->spins++;
     do {
-        if (uf_pending(r)) {
+        /* What completes at once is no find. */
+        if (io_uring_cq_ready(&r->uring) > r->at_once || kernel_has_more(r)) {
             r->spin_hits++;
             r->spin_misses = 0;
             return true;
@@ -188,12 +220,8 @@ static bool spin(struct uf_ring *r)
     return false;
 }
 
-static int enter(struct uf_ring *r, int64_t timeout_ns)
+static int sleep_for(struct uf_ring *r, int64_t timeout_ns)
 {
-    if (timeout_ns != 0 && spin(r))
-        timeout_ns = 0;
-    if (timeout_ns == 0)
-        return io_uring_submit_and_get_events(&r->uring);
     /* A time limit is always given: without one liburing would wait again after a signal that
      * came once something had been submitted. */
     struct __kernel_timespec ts = {.tv_sec = INT_MAX};
@@ -205,15 +233,29 @@ static int enter(struct uf_ring *r, int64_t timeout_ns)
     return io_uring_submit_and_wait_timeout(&r->uring, &cqe, 1 + r->at_once, &ts, NULL);
 }
 
+static int enter(struct uf_ring *r, int64_t timeout_ns)
+{
+    if (r->pump)
+        uf_pump_settle(r->pump);
+    if (timeout_ns == 0)
+        return submitted(r, io_uring_submit_and_get_events(&r->uring));
+    int64_t start = now_ns();
+    int rc = spin(r, start, timeout_ns) ? io_uring_submit_and_get_events(&r->uring)
+                                        : sleep_for(r, timeout_ns);
+    r->mean_wait_ns += (now_ns() - start - r->mean_wait_ns) / 8;
+    return submitted(r, rc);
+}
+
 /* One turn of an event loop: submit what is queued, wait for a completion that concerns Python
- * (timeout_ns: 0 not at all, < 0 for ever), and hand out up to UF_BATCH completions. */
+ * (timeout_ns: 0 not at all, < 0 for ever), and hand out up to UF_BATCH completions.
+ *
+ * Comes back without any also after a signal, at the time limit, and now and then while the pump
+ * is never idle: Python runs its signal handlers only when it is back. */
 int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
 {
-    int64_t deadline = 0;
+    int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
 
-    for (;;) {
-        if (timeout_ns > 0 && !deadline)
-            deadline = now_ns() + timeout_ns;
+    for (int entered = 0; entered < UF_TURN_ENTERS; entered++) {
         int rc = enter(r, timeout_ns);
         if (rc < 0 && !is_passing(rc))
             return rc;
@@ -221,12 +263,9 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
         int n = reap(r, out, &consumed);
         if (n > 0)
             return n;
-        if (rc == -EINTR)
-            return 0;
         /* DEFER_TASKRUN and overflowed completions appear only after another enter. */
-        if (consumed && io_uring_cq_has_overflow(&r->uring))
-            continue;
-        if (timeout_ns == 0 || !consumed)
+        bool more = consumed && io_uring_cq_has_overflow(&r->uring);
+        if (rc == -EINTR || !consumed || (timeout_ns == 0 && !more))
             return 0;
         if (timeout_ns > 0) {
             timeout_ns = deadline - now_ns();
@@ -234,6 +273,7 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
                 return 0;
         }
     }
+    return 0;
 }
 
 int uf_register_eventfd(struct uf_ring *r, int fd)

@@ -14,6 +14,9 @@
 
 #define UF_BATCH 512
 
+#define UF_FEW 4               /* completions at a time that are few: low queue depth */
+#define UF_SHORT_WAIT_NS 10000 /* about what it costs to put a thread to sleep and wake it */
+
 struct uf_ring {
     struct io_uring uring;
     uint32_t features;
@@ -28,17 +31,19 @@ struct uf_ring {
     uint32_t spin_misses;
     uint32_t spin_skip;
     uint32_t last_batch; /* completions found by the last look */
+    int64_t mean_wait_ns; /* of the waits, the last ones counting most */
     uint64_t spins;
     uint64_t spin_hits;
     uint8_t opcodes[256]; /* 1 where IORING_REGISTER_PROBE says the kernel has the opcode */
 };
-
-struct uf_pump;
 
 struct uf_batch {
     uint64_t user_data[UF_BATCH];
     int32_t res[UF_BATCH];
     uint32_t flags[UF_BATCH];
 };
+
+/* Submit what is queued, as far as the kernel takes it. */
+int uf_flush(struct uf_ring *r);
 
 #endif
