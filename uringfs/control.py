@@ -29,7 +29,8 @@ TIMEOUT = 30.0
 
 def socket_path(mountpoint: str) -> Path:
     """Where the server of that mount listens: its name tells the mount point, within sun_path."""
-    runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "/tmp")
+    uid = os.geteuid()
+    runtime = "/run" if uid == 0 else os.environ.get("XDG_RUNTIME_DIR", f"/tmp/uringfs-{uid}")
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:12]
     readable = "".join(c if c.isascii() and c.isalnum() else "-" for c in mountpoint).strip("-")
     return Path(runtime, "uringfs", f"{readable[-40:]}-{digest}.sock")
@@ -55,7 +56,8 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     def _bind(self) -> socket.socket:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.path.parent.parent, self.path.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
         if _is_left_behind(self.path):
             self.path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
