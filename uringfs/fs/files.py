@@ -20,6 +20,14 @@ _CHANGEABLE = os.O_DIRECT | os.O_APPEND
 class FileOps(Core):
     """Open files."""
 
+    def truncation_kills_suidgid(self, flags: int, uid: int) -> bool:
+        """Whether this open(2) has to clear set-ID bits though the kernel does not say so.
+
+        It says so with killpriv_v2. Without, it clears them itself where it sends a change of
+        attributes, which an open with O_TRUNC is not.
+        """
+        return bool(flags & os.O_TRUNC) and uid != 0 and not self.features.killpriv_v2
+
     async def open(self, nodeid: int, flags: int, kill_suidgid: bool = False) -> Opened:
         """open(2) of a known inode; ENOSYS tells the kernel to do without (no_open)."""
         if self.features.no_open:

@@ -172,13 +172,19 @@ def _link(d: Dispatcher, r: Request, oldnodeid: int, newname: bytes) -> Any:
 
 
 def _open(d: Dispatcher, r: Request, flags: int, open_flags: int) -> Any:
-    return d.fs.open(r.nodeid, flags, bool(open_flags & abi.FUSE_OPEN_KILL_SUIDGID))
+    return d.fs.open(r.nodeid, flags, _kills(d, r, flags, open_flags))
+
+
+def _kills(d: Dispatcher, r: Request, flags: int, open_flags: int) -> bool:
+    return bool(open_flags & abi.FUSE_OPEN_KILL_SUIDGID) or d.fs.truncation_kills_suidgid(
+        flags, r.uid
+    )
 
 
 def _create(
     d: Dispatcher, r: Request, flags: int, mode: int, _umask: int, open_flags: int, name: bytes
 ) -> Any:
-    kill = bool(open_flags & abi.FUSE_OPEN_KILL_SUIDGID)
+    kill = _kills(d, r, flags, open_flags)
     return d.made(r, name, d.fs.create(_caller(r), r.nodeid, name, flags, mode, kill))
 
 

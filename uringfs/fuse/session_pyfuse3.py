@@ -242,7 +242,8 @@ class _Operations(pyfuse3.Operations):
 
     @_answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return _file_info(*await self._fs.open(inode, flags))
+        kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
+        return _file_info(*await self._fs.open(inode, flags, kill))
 
     @_answers
     async def create(
@@ -253,7 +254,9 @@ class _Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        entry, opened = await self._fs.create(_creator(ctx), parent_inode, name, flags, mode)
+        kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
+        caller = _creator(ctx)
+        entry, opened = await self._fs.create(caller, parent_inode, name, flags, mode, kill)
         return _file_info(*opened), _entry(entry)
 
     @_answers
