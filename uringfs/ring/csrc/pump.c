@@ -2,11 +2,12 @@
  *
  * One multishot read (IORING_OP_READ_MULTISHOT) on the device lasts as long as the mount: the
  * kernel picks a free slot for each request and posts a completion, so requests arrive without a
- * system call of their own. A READ, WRITE or FSYNC on a handle of the shared table becomes a
- * chain of two entries: the transfer on the backing file, and behind it the reply, written before
- * it is known whether the transfer will succeed. If it does, in full, the kernel goes on to the
- * reply by itself and only the reply posts a completion. If not, the chain breaks, the transfer
- * posts its result, and the right reply is written then. Everything else goes to Python.
+ * system call of their own. A READ or WRITE on a handle of the shared table becomes a chain of
+ * two entries: the transfer on the backing file, and behind it the reply, written before it is
+ * known whether the transfer will succeed. If it does, in full, the kernel goes on to the reply by
+ * itself and only the reply posts a completion. If not, the chain breaks, the transfer posts its
+ * result, and the right reply is written then. FSYNC and FLUSH are served too; everything else
+ * goes to Python.
  *
  * A slot is one page and then the data: a request is read to the end of that page, so that what
  * follows the 80 bytes of a WRITE's headers is page-aligned, as O_DIRECT wants it.
@@ -316,20 +317,18 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     return true;
 }
 
+/* Not a chain: an fsync that fails does not break one (io_fsync() does not mark it as failed). */
 static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                         const void *body)
 {
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
-    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 2))
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
         return false;
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
     claim(p, slot, h, 0);
-    fill_header(out, in->unique, sizeof(*out), 0);
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_FSYNC, h->fd, NULL, 0, 0);
     sqe->fsync_flags = arg.fsync_flags & FUSE_FSYNC_FDATASYNC ? IORING_FSYNC_DATASYNC : 0;
-    queue_chain(p, slot, sqe, out, out->len);
     return true;
 }
 

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #define UF_TURN_ENTERS 256
+/* How long the refusal of a reply may go unnoticed, since replies wake nobody. */
+#define UF_REFUSAL_NS 20000000
 
 static void probe_opcodes(struct uf_ring *r)
 {
@@ -225,6 +227,8 @@ static int sleep_for(struct uf_ring *r, int64_t timeout_ns)
     /* A time limit is always given: without one liburing would wait again after a signal that
      * came once something had been submitted. */
     struct __kernel_timespec ts = {.tv_sec = INT_MAX};
+    if (r->at_once && (timeout_ns < 0 || timeout_ns > UF_REFUSAL_NS))
+        timeout_ns = UF_REFUSAL_NS;
     if (timeout_ns > 0) {
         ts.tv_sec = timeout_ns / 1000000000;
         ts.tv_nsec = timeout_ns % 1000000000;
