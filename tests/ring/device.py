@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -143,6 +144,18 @@ class Device:
             async with asyncio.timeout(PATIENCE_S):
                 self.take(await loop.sock_recv(self.kernel, ROOM))
         return self.replies.pop(unique)
+
+    def serve(self, condition: Callable[[], bool]) -> list[bytes]:
+        """Turn a ring that no event loop drives until it is so; the replies that came."""
+        came: list[bytes] = []
+        give_up = time.monotonic() + PATIENCE_S
+        while not condition():
+            self.ring.turn(1_000_000)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    came.append(self.kernel.recv(ROOM))
+            assert time.monotonic() < give_up
+        return came
 
     def take(self, reply: bytes) -> None:
         length, error, unique = abi.OUT_HEADER.unpack_from(reply)

@@ -810,6 +810,30 @@ class TestEnd:
 
         drive(main)
 
+    def test_the_next_one_does_not_hear_of_it(
+        self, drive: Drive, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Completions of a pump that was closed are not taken for those of its successor."""
+        monkeypatch.setattr(uringfs.ring.pump, "_abandoned", [])
+
+        async def main(ring: Ring) -> None:
+            for _ in range(10):
+                first = Device(ring, slots=4)
+                first.pump.start()
+                fh = first.open(file)
+                for _ in range(8):
+                    first.send(Opcode.READ, read_message(fh, 0, 10))
+                await asyncio.sleep(0.001)
+                first.pump.close()
+                async with listening(ring, slots=4) as second:
+                    fh = second.open(file)
+                    for i in range(8):
+                        assert await second.read(fh, i, 10) == Answer(0, DATA[i : i + 10])
+                    assert second.ended == []
+                first.close_sockets()
+
+        drive(main)
+
     def test_what_was_closed_does_nothing(self, drive: Drive) -> None:
         async def main(ring: Ring) -> None:
             async with listening(ring) as device:

@@ -36,6 +36,7 @@
 
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
 #define UF_BUFFER_GROUP 0
+#define UF_SERIAL_MASK 0xffffffu
 #define UF_MAX_ERROR 511 /* the device refuses replies with greater numbers: fuse_dev_do_write() */
 
 #ifndef FUSE_WRITE_KILL_SUIDGID
@@ -103,12 +104,18 @@ static bool make_room(struct uf_pump *p, unsigned n)
     return io_uring_sq_space_left(&p->ring->uring) >= n;
 }
 
+/* The serial keeps completions of a pump that was closed from the next one on the same ring. */
+static uint64_t user_data(const struct uf_pump *p, unsigned tag, uint32_t slot)
+{
+    return (uint64_t)tag << UF_TAG_SHIFT | (uint64_t)p->serial << 32 | slot;
+}
+
 static struct io_uring_sqe *queue(struct uf_pump *p, unsigned tag, uint32_t slot, uint8_t opcode,
                                   int fd, const void *addr, uint32_t length, uint64_t offset)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring->uring);
     io_uring_prep_rw(opcode, sqe, fd, addr, length, offset);
-    io_uring_sqe_set_data64(sqe, (uint64_t)tag << UF_TAG_SHIFT | slot);
+    io_uring_sqe_set_data64(sqe, user_data(p, tag, slot));
     return sqe;
 }
 
@@ -136,7 +143,7 @@ static struct io_uring_sqe *queue_on_device(struct uf_pump *p, unsigned tag, uin
 static void queue_cancel(struct uf_pump *p, unsigned tag, uint32_t slot)
 {
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
-    sqe->addr = (uint64_t)tag << UF_TAG_SHIFT | slot;
+    sqe->addr = user_data(p, tag, slot);
 }
 
 static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t length, int error)
@@ -464,6 +471,8 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
                       int32_t *res)
 {
     uint32_t slot = (uint32_t)cqe->user_data;
+    if ((cqe->user_data >> 32 & UF_SERIAL_MASK) != p->serial)
+        return false;
     switch (cqe->user_data >> UF_TAG_SHIFT) {
     case UF_TAG_DEVICE:
         return take_device(p, cqe, data, res);
@@ -520,7 +529,7 @@ void uf_pump_mend(struct uf_pump *p)
     fill_header(out, p->slots[slot].unique, sizeof(*out), -EIO);
     sqe->addr = (uint64_t)(uintptr_t)out;
     sqe->len = sizeof(*out);
-    io_uring_sqe_set_data64(sqe, (uint64_t)UF_TAG_IGNORE << UF_TAG_SHIFT);
+    io_uring_sqe_set_data64(sqe, user_data(p, UF_TAG_IGNORE, 0));
     unclaim(p, slot);
     p->slots[slot].state = UF_SLOT_LOST;
 }
@@ -538,6 +547,7 @@ static int set_up(struct uf_pump *p)
     while (size < p->slot_count)
         size *= 2;
     p->free_ring_size = size;
+    p->serial = p->ring->pumps++ & UF_SERIAL_MASK;
     p->slots = calloc(p->slot_count, sizeof(*p->slots));
     p->free_ring = mmap(NULL, size * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE,
                         MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);

@@ -68,6 +68,7 @@ struct uf_pump {
     uint32_t handle_count;
 
     struct uf_slot *slots;
+    uint32_t serial; /* of this pump among those its ring has had */
     struct io_uring_buf_ring *free_ring;
     uint32_t free_ring_size;
     uint32_t free_slots;

@@ -25,6 +25,7 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
+    uint32_t pumps;     /* that there have been */
     uint32_t transfers; /* of the pump, under way */
     uint32_t at_once;   /* entries queued that complete when submitted, and wake nobody */
     uint64_t spin_ns; /* how long to look for completions before sleeping; 0: not at all */
