@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import uringfs.ring.ring
+import uringfs.ring.setup
 from tests.ring.drives import Drive, drive_selector
 from uringfs.ring import Ring, RingEventLoop
 from uringfs.ring.future import FdFuture
@@ -172,11 +173,11 @@ def test_close_with_requests_in_flight(drive: Drive, pipe: tuple[int, int]) -> N
     assert not uringfs.ring.ring._unreaped
 
 
-@pytest.mark.parametrize("setup", uringfs.ring.ring.SETUPS, ids=lambda s: f"{int(s):#x}")
+@pytest.mark.parametrize("setup", uringfs.ring.setup.SETUPS, ids=lambda s: f"{int(s):#x}")
 def test_every_setup_that_older_kernels_get(
     drive: Drive, pipe: tuple[int, int], setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uringfs.ring.ring, "SETUPS", (setup,))
+    monkeypatch.setattr(uringfs.ring.setup, "SETUPS", (setup,))
     reader, writer = pipe
     futures: list[asyncio.Future[Any]] = []
 

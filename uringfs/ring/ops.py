@@ -9,9 +9,23 @@ Paths are str or bytes. Field by field, each follows io_uring_enter(2).
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from uringfs.ring._uring import ffi
+from uringfs.ring.arguments import (
+    Path,
+    ReadableBuffer,
+    WriteableBuffer,
+    address_of,
+    as_pointer,
+    blank,
+    encoded,
+    iovec,
+    to_head,
+    to_kept,
+    to_none,
+    to_value,
+)
 from uringfs.ring.buffers import Buffer
 from uringfs.ring.future import FdFuture, RingFuture, TimeoutFuture
 from uringfs.ring.uapi import (
@@ -24,69 +38,11 @@ from uringfs.ring.uapi import (
     Op,
 )
 
-# What the buffer protocol covers; typing.Buffer comes with Python 3.12.
-ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview[Any]"
-WriteableBuffer: TypeAlias = "bytearray | memoryview[Any]"
-Path: TypeAlias = str | bytes
-
 NULL = ffi.NULL
 U32 = 0xFFFFFFFF
 
 # Members of an enum are looked up slowly for what is done a million times.
 READ, WRITE = int(Op.READ), int(Op.WRITE)
-
-
-def _path(path: Path) -> bytes:
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    return encoded
-
-
-def _address(data: Any) -> int:
-    """Where an object with the buffer protocol has its bytes, for SQE fields other than addr."""
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
-
-
-def _number(value: int) -> Any:
-    """A number for SQEs that use the addr field for one."""
-    return ffi.cast("void *", value)
-
-
-def _none(_res: int, _keep: Any) -> None:
-    return None
-
-
-def _head(res: int, keep: Any) -> bytes:
-    """The first `res` bytes of the buffer that went in as addr."""
-    data: bytes = keep[0]
-    return data if res == len(data) else data[:res]
-
-
-def _kept_head(res: int, keep: Any) -> bytes:
-    """The first `res` bytes of the buffer that went in as `keep`."""
-    return bytes(keep[1][:res])
-
-
-def _kept(_res: int, keep: Any) -> bytes:
-    return bytes(keep[1])
-
-
-def _blank(size: int) -> bytes:
-    """Memory for the kernel to fill that is already the bytes object to be returned.
-
-    CPython itself fills fresh bytes objects so; nobody else has seen this one yet. Not so those
-    of length 0 and 1, which are shared: hence at least two.
-    """
-    return bytes(max(size, 2))
-
-
-def _iovec(buffers: Sequence[Any], *, writable: bool) -> tuple[Any, list[Any]]:
-    pinned = [ffi.from_buffer("char[]", b, require_writable=writable) for b in buffers]
-    vector = ffi.new("struct iovec[]", len(pinned))
-    for entry, data in zip(vector, pinned, strict=True):
-        entry.iov_base, entry.iov_len = data, len(data)
-    return vector, pinned
 
 
 class Operations:
@@ -103,7 +59,7 @@ class Operations:
         """Up to `size` bytes; b"" at the end of the file."""
         size = min(size, MAX_RW_COUNT)
         return self.submit(
-            READ, fd, _blank(size), size, offset, personality=personality, convert=_head
+            READ, fd, blank(size), size, offset, personality=personality, convert=to_head
         )
 
     def read_into(
@@ -132,7 +88,7 @@ class Operations:
         personality: int = 0,
     ) -> RingFuture[int]:
         """Fill `buffers` one after the other, as preadv2(2); `rw_flags` are RWF_*."""
-        vector, pinned = _iovec(buffers, writable=True)
+        vector, pinned = iovec(buffers, writable=True)
         return self.submit(
             Op.READV, fd, vector, len(pinned), offset,
             op_flags=rw_flags, personality=personality, keep=pinned,
@@ -148,7 +104,7 @@ class Operations:
         personality: int = 0,
     ) -> RingFuture[int]:
         """Write `buffers` one after the other, as pwritev2(2); `rw_flags` are RWF_*."""
-        vector, pinned = _iovec(buffers, writable=False)
+        vector, pinned = iovec(buffers, writable=False)
         return self.submit(
             Op.WRITEV, fd, vector, len(pinned), offset,
             op_flags=rw_flags, personality=personality, keep=pinned,
@@ -188,27 +144,27 @@ class Operations:
         An offset must be -1 for the end that is a pipe.
         """
         return self.submit(
-            Op.SPLICE, dst, _number(src_offset & (1 << 64) - 1), count, dst_offset,
+            Op.SPLICE, dst, as_pointer(src_offset & (1 << 64) - 1), count, dst_offset,
             op_flags=flags, splice_fd_in=src, personality=personality,
         )  # fmt: skip
 
     def fsync(self, fd: int, *, datasync: bool = False, personality: int = 0) -> RingFuture[None]:
         flags = IORING_FSYNC_DATASYNC if datasync else 0
-        return self.submit(Op.FSYNC, fd, op_flags=flags, personality=personality, convert=_none)
+        return self.submit(Op.FSYNC, fd, op_flags=flags, personality=personality, convert=to_none)
 
     def fallocate(
         self, fd: int, mode: int, offset: int, length: int, *, personality: int = 0
     ) -> RingFuture[None]:
         """As fallocate(2); `mode` is made of FALLOC_FL_*."""
         return self.submit(
-            Op.FALLOCATE, fd, _number(length), mode, offset,
-            personality=personality, convert=_none,
+            Op.FALLOCATE, fd, as_pointer(length), mode, offset,
+            personality=personality, convert=to_none,
         )  # fmt: skip
 
     def ftruncate(self, fd: int, length: int, *, personality: int = 0) -> RingFuture[None]:
         """As ftruncate(2). Linux 6.9."""
         return self.submit(
-            Op.FTRUNCATE, fd, NULL, 0, length, personality=personality, convert=_none
+            Op.FTRUNCATE, fd, NULL, 0, length, personality=personality, convert=to_none
         )
 
     # Files
@@ -224,7 +180,7 @@ class Operations:
     ) -> RingFuture[int]:
         """A new descriptor, with O_CLOEXEC always, as os.open() (PEP 446)."""
         return self.submit(
-            Op.OPENAT, dir_fd, _path(path), mode, op_flags=flags | os.O_CLOEXEC,
+            Op.OPENAT, dir_fd, encoded(path), mode, op_flags=flags | os.O_CLOEXEC,
             personality=personality, kind=FdFuture, names=(path,),
         )  # fmt: skip
 
@@ -241,12 +197,12 @@ class Operations:
         """A new descriptor as openat2(2); `resolve` is made of RESOLVE_*. O_CLOEXEC always."""
         how = ffi.new("uint64_t[3]", [flags | os.O_CLOEXEC, mode, resolve])
         return self.submit(
-            Op.OPENAT2, dir_fd, _path(path), ffi.sizeof(how), int(ffi.cast("uintptr_t", how)),
+            Op.OPENAT2, dir_fd, encoded(path), ffi.sizeof(how), int(ffi.cast("uintptr_t", how)),
             personality=personality, kind=FdFuture, keep=how, names=(path,),
         )  # fmt: skip
 
     def close_fd(self, fd: int, *, personality: int = 0) -> RingFuture[None]:
-        return self.submit(Op.CLOSE, fd, personality=personality, convert=_none)
+        return self.submit(Op.CLOSE, fd, personality=personality, convert=to_none)
 
     def statx(
         self,
@@ -260,8 +216,8 @@ class Operations:
         """struct statx as it is, 256 bytes; `flags` are AT_*, `mask` is made of STATX_*."""
         result = bytes(SIZEOF_STATX)
         return self.submit(
-            Op.STATX, dir_fd, _path(path), mask, _address(result), op_flags=flags,
-            personality=personality, convert=_kept, keep=result, names=(path,),
+            Op.STATX, dir_fd, encoded(path), mask, address_of(result), op_flags=flags,
+            personality=personality, convert=to_kept, keep=result, names=(path,),
         )  # fmt: skip
 
     # Names
@@ -271,26 +227,26 @@ class Operations:
     ) -> RingFuture[None]:
         """As unlinkat(2); with AT_REMOVEDIR in `flags`, rmdir(2)."""
         return self.submit(
-            Op.UNLINKAT, dir_fd, _path(path), op_flags=flags,
-            personality=personality, convert=_none, names=(path,),
+            Op.UNLINKAT, dir_fd, encoded(path), op_flags=flags,
+            personality=personality, convert=to_none, names=(path,),
         )  # fmt: skip
 
     def mkdirat(
         self, path: Path, mode: int = 0o777, *, dir_fd: int = AT_FDCWD, personality: int = 0
     ) -> RingFuture[None]:
         return self.submit(
-            Op.MKDIRAT, dir_fd, _path(path), mode,
-            personality=personality, convert=_none, names=(path,),
+            Op.MKDIRAT, dir_fd, encoded(path), mode,
+            personality=personality, convert=to_none, names=(path,),
         )  # fmt: skip
 
     def symlinkat(
         self, target: Path, path: Path, *, dir_fd: int = AT_FDCWD, personality: int = 0
     ) -> RingFuture[None]:
         """Make `path` a symbolic link to `target`."""
-        link = _path(path)
+        link = encoded(path)
         return self.submit(
-            Op.SYMLINKAT, dir_fd, _path(target), 0, _address(link),
-            personality=personality, convert=_none, keep=link, names=(target, None, path),
+            Op.SYMLINKAT, dir_fd, encoded(target), 0, address_of(link),
+            personality=personality, convert=to_none, keep=link, names=(target, None, path),
         )  # fmt: skip
 
     def renameat2(
@@ -329,10 +285,10 @@ class Operations:
         flags: int,
         personality: int,
     ) -> RingFuture[None]:
-        new = _path(dst)
+        new = encoded(dst)
         return self.submit(
-            opcode, src_dir_fd, _path(src), dst_dir_fd & U32, _address(new), op_flags=flags,
-            personality=personality, convert=_none, keep=new, names=(src, None, dst),
+            opcode, src_dir_fd, encoded(src), dst_dir_fd & U32, address_of(new), op_flags=flags,
+            personality=personality, convert=to_none, keep=new, names=(src, None, dst),
         )  # fmt: skip
 
     # Extended attributes
@@ -341,20 +297,20 @@ class Operations:
         self, path: Path, name: Path, size: int = 65536, *, personality: int = 0
     ) -> RingFuture[bytes]:
         """The value of an attribute of at most `size` bytes, as getxattr(2). Linux 5.19."""
-        value, where = _blank(size), _path(path)
+        value, where = blank(size), encoded(path)
         return self.submit(
-            Op.GETXATTR, 0, _path(name), size, _address(value), addr3=_address(where),
-            personality=personality, convert=_value, keep=(value, where), names=(path,),
+            Op.GETXATTR, 0, encoded(name), size, address_of(value), addr3=address_of(where),
+            personality=personality, convert=to_value, keep=(value, where), names=(path,),
         )  # fmt: skip
 
     def fgetxattr(
         self, fd: int, name: Path, size: int = 65536, *, personality: int = 0
     ) -> RingFuture[bytes]:
         """The value of an attribute of at most `size` bytes, as fgetxattr(2). Linux 5.19."""
-        value = _blank(size)
+        value = blank(size)
         return self.submit(
-            Op.FGETXATTR, fd, _path(name), size, _address(value),
-            personality=personality, convert=_value, keep=(value,),
+            Op.FGETXATTR, fd, encoded(name), size, address_of(value),
+            personality=personality, convert=to_value, keep=(value,),
         )  # fmt: skip
 
     def setxattr(
@@ -367,10 +323,10 @@ class Operations:
         personality: int = 0,
     ) -> RingFuture[None]:
         """As setxattr(2); `flags` are XATTR_*. Linux 5.19."""
-        value, where = bytes(value), _path(path)
+        value, where = bytes(value), encoded(path)
         return self.submit(
-            Op.SETXATTR, 0, _path(name), len(value), _address(value), op_flags=flags,
-            addr3=_address(where), personality=personality, convert=_none,
+            Op.SETXATTR, 0, encoded(name), len(value), address_of(value), op_flags=flags,
+            addr3=address_of(where), personality=personality, convert=to_none,
             keep=(value, where), names=(path,),
         )  # fmt: skip
 
@@ -380,8 +336,8 @@ class Operations:
         """As fsetxattr(2); `flags` are XATTR_*. Linux 5.19."""
         value = bytes(value)
         return self.submit(
-            Op.FSETXATTR, fd, _path(name), len(value), _address(value), op_flags=flags,
-            personality=personality, convert=_none, keep=value,
+            Op.FSETXATTR, fd, encoded(name), len(value), address_of(value), op_flags=flags,
+            personality=personality, convert=to_none, keep=value,
         )  # fmt: skip
 
     # Waiting
@@ -395,11 +351,11 @@ class Operations:
         fraction, whole = math.modf(max(seconds, 0.0))
         spec = ffi.new("struct __kernel_timespec *", (int(whole), int(fraction * 1e9)))
         return self.submit(
-            Op.TIMEOUT, -1, spec, 1, personality=personality, kind=TimeoutFuture, convert=_none
+            Op.TIMEOUT, -1, spec, 1, personality=personality, kind=TimeoutFuture, convert=to_none
         )
 
     def nop(self, *, personality: int = 0) -> RingFuture[None]:
-        return self.submit(Op.NOP, -1, personality=personality, convert=_none)
+        return self.submit(Op.NOP, -1, personality=personality, convert=to_none)
 
     def cancel(self, future: RingFuture[Any], *, personality: int = 0) -> RingFuture[None]:
         """Ask to cancel `future`, and learn what came of it, which future.cancel() does not tell.
@@ -407,10 +363,5 @@ class Operations:
         FileNotFoundError: it had completed; OSError(EALREADY): it is too far to be stopped.
         """
         return self.submit(
-            Op.ASYNC_CANCEL, -1, _number(future._token), personality=personality, convert=_none
+            Op.ASYNC_CANCEL, -1, as_pointer(future._token), personality=personality, convert=to_none
         )
-
-
-def _value(res: int, keep: Any) -> bytes:
-    value: bytes = keep[1][0]
-    return value[:res]

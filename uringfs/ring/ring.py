@@ -7,22 +7,21 @@ include/uapi/linux/io_uring.h.
 import asyncio
 import errno
 import logging
-import mmap
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from enum import Flag
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from uringfs.ring._uring import ffi, lib
-from uringfs.ring.buffers import BufferPool, BufferTable
 from uringfs.ring.errors import RingUnavailable, unavailable
-from uringfs.ring.files import FileTable, FixedFile
+from uringfs.ring.files import FixedFile
 from uringfs.ring.future import Orphan, RingFuture
 from uringfs.ring.ops import Operations
+from uringfs.ring.registered import Registered
+from uringfs.ring.setup import describe, open_ring
 from uringfs.ring.uapi import (
     IORING_ASYNC_CANCEL_ALL,
     IORING_ASYNC_CANCEL_ANY,
@@ -35,15 +34,6 @@ from uringfs.ring.uapi import (
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# The best set-up first; an older kernel answers EINVAL and gets the next.
-SETUPS = (
-    Setup.SINGLE_ISSUER | Setup.DEFER_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 6.1
-    Setup.SINGLE_ISSUER | Setup.COOP_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 6.0
-    Setup.COOP_TASKRUN | Setup.TASKRUN_FLAG | Setup.SUBMIT_ALL,  # 5.19
-    Setup(0),
-)
-NEEDED = Feature.NODROP | Feature.EXT_ARG | Feature.RW_CUR_POS  # 5.11
 
 TAG_SHIFT: int = lib.UF_TAG_SHIFT
 TAG_IGNORE: int = lib.UF_TAG_IGNORE << TAG_SHIFT
@@ -65,7 +55,7 @@ _unreaped: list[object] = []
 """What a request still uses that outlived its ring: never freed, since the kernel may write."""
 
 
-class Ring(Operations):
+class Ring(Operations, Registered):
     """An io_uring for one thread and one event loop.
 
     `entries` is the size of the submission queue (rounded up to a power of two, clamped to what
@@ -93,27 +83,13 @@ class Ring(Operations):
         self._batch = ffi.new("struct uf_batch *")
         self._user_data = self._batch.user_data
         self._res = self._batch.res
-        self._open(entries, cq_entries or 0)
+        open_ring(self._state, entries, cq_entries or 0)
         self._closed = False
-        self.files = FileTable(self._state, self._check_thread)
-        self._buffers = BufferTable(self._state, self._check_thread)
-
-    def _open(self, entries: int, cq_entries: int) -> None:
-        state = self._state
-        rc = -errno.EINVAL
-        for flags in SETUPS:
-            rc = lib.uf_ring_open(state, entries, cq_entries, flags | Setup.R_DISABLED)
-            if rc != -errno.EINVAL:
-                break
-        if rc < 0:
-            raise unavailable(-rc)
-        if NEEDED & ~Feature(state.features):
-            lib.uf_ring_close(state)
-            raise unavailable(errno.EINVAL)
-        self.features = Feature(state.features)
-        self.setup = Setup(state.setup_flags)
-        self._opcodes = bytes(ffi.buffer(state.opcodes))
+        self.features = Feature(self._state.features)
+        self.setup = Setup(self._state.setup_flags)
+        self._opcodes = bytes(ffi.buffer(self._state.opcodes))
         log.debug("io_uring: %s", self.describe())
+        self._register_nothing()
 
     # What it is
 
@@ -123,12 +99,7 @@ class Ring(Operations):
 
     def describe(self) -> str:
         """One line for logs: sizes, set-up flags, features, and the newest opcode."""
-        newest = self._opcodes.rindex(1)
-        return (
-            f"{self._state.sq_entries}/{self._state.cq_entries} entries, "
-            f"{_names(self.setup)}; features {_names(self.features)}; opcodes up to "
-            f"{Op(newest).name if newest < len(Op) else newest}"
-        )
+        return describe(self._state)
 
     @property
     def state(self) -> Any:
@@ -154,46 +125,6 @@ class Ring(Operations):
         if self._closed:
             raise ValueError("the ring is closed")
         return cast(int, self._state.fd)
-
-    # Registered things
-
-    def register_personality(self) -> int:
-        """Freeze this thread's credentials; pass the id as `personality=` to act with them.
-
-        See IORING_REGISTER_PERSONALITY in io_uring_register(2).
-        """
-        self._check_thread()
-        rc: int = lib.uf_register_personality(self._state)
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
-        return rc
-
-    def unregister_personality(self, personality: int) -> None:
-        self._check_thread()
-        rc = lib.uf_unregister_personality(self._state, personality)
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
-
-    def buffers(self, count: int, size: int) -> BufferPool:
-        """A pool of `count` page-aligned, registered buffers of `size` bytes.
-
-        Raises RingUnavailable where RLIMIT_MEMLOCK does not let the kernel pin them.
-        """
-        self._check_thread()
-        return self._buffers.pool(count, size)
-
-    def pin(self, memory: mmap.mmap, stride: int, size: int) -> int:
-        """Register the first `size` bytes of every `stride` of `memory`; index of the first.
-
-        Raises RingUnavailable where RLIMIT_MEMLOCK does not let the kernel pin them.
-        """
-        self._check_thread()
-        return self._buffers.pin(memory, stride, size)
-
-    def unpin(self, first: int, count: int) -> None:
-        """Undo pin(). Requests under way keep what they use pinned."""
-        self._check_thread()
-        self._buffers.unpin(first, count)
 
     def busy_poll(self, microseconds: float) -> None:
         """Look that long for completions before sleeping, as far as it pays; 0: never.
@@ -519,10 +450,6 @@ class Ring(Operations):
         else:
             self._abandon_memory()
             lib.uf_ring_close(self._state)
-
-
-def _names(flags: Flag) -> str:
-    return "|".join(flag.name or "" for flag in type(flags) if flag & flags)
 
 
 def probe() -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from uringfs.ring.ops import ReadableBuffer, WriteableBuffer
+from uringfs.ring.arguments import ReadableBuffer, WriteableBuffer
 from uringfs.ring.ring import Ring
 from uringfs.ring.uapi import MAX_RW_COUNT
 
