@@ -27,6 +27,21 @@ _EXITS = {
 }
 
 _TAIL = """\
+## The control socket
+
+Each mount listens on a unix socket of mode 0600, in `/run/uringfs` for root and in
+`$XDG_RUNTIME_DIR/uringfs` for others, or where `control` says. It takes JSON, an object a line, and
+answers each with one: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
+
+| request | answer |
+|---|---|
+| `{"command": "status"}` | options in force, session, back end, what was probed, counters |
+| `{"command": "async-io", "value": "status"}` | whether data moves with io_uring |
+| `{"command": "async-io", "value": "on"}` | the same, after switching; `off` switches back |
+
+`uringfs ctl MOUNTPOINT status` and `uringfs ctl MOUNTPOINT async-io on` send these. A switch affects
+requests that come after it; those under way end where they began, and open files live on.
+
 ## Exit status
 
 | status | meaning |
