@@ -39,8 +39,8 @@ answers each with one: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
 | `{"command": "async-io", "value": "status"}` | whether data moves with io_uring |
 | `{"command": "async-io", "value": "on"}` | the same, after switching; `off` switches back |
 
-`uringfs ctl MOUNTPOINT status` and `uringfs ctl MOUNTPOINT async-io on` send these. A switch affects
-requests that come after it; those under way end where they began, and open files live on.
+`uringfs ctl MOUNTPOINT status` and `uringfs ctl MOUNTPOINT async-io on` send these. A switch
+affects requests that come after it; those under way end where they began, and open files live on.
 
 ## Exit status
 
