@@ -63,7 +63,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         raise ConfigError(f"{text!r} is not a number of seconds") from None
     if math.isnan(value) or not 0 <= value <= MAX_TIMEOUT:
-        raise ConfigError(f"{text} is out of range: 0 to {MAX_TIMEOUT} seconds")
+        raise ConfigError(f"{text!r} is out of range: 0 to {MAX_TIMEOUT} seconds")
     return value
 
 
@@ -74,7 +74,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             raise ConfigError(f"{text!r} is not a whole number") from None
         if not low <= value <= high:
-            raise ConfigError(f"{text} is out of range: {low} to {high}")
+            raise ConfigError(f"{text!r} is out of range: {low} to {high}")
         return value
 
     return parse_integer

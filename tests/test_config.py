@@ -1,0 +1,300 @@
+"""Options: every row of the table by flag and by ``-o``, and what is said about a wrong one."""
+
+import dataclasses
+import logging
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from uringfs import cli, config, server
+from uringfs.config import (
+    IGNORED,
+    OPTIONS,
+    CachePolicy,
+    Config,
+    ConfigError,
+    MountConfig,
+    Option,
+    ServerConfig,
+    build,
+    parse_o,
+    settle,
+)
+from uringfs.errors import Exit
+
+# A text for each option that takes a value, and what it means; never the default.
+SAMPLES: dict[str, tuple[str, Any]] = {
+    "entry_timeout": ("0.25", 0.25),
+    "attr_timeout": ("86400", 86400.0),
+    "cache_policy": ("always", CachePolicy.ALWAYS),
+    "dax_file_size": ("32768", 32768),
+    "fsname": ("backup", "backup"),
+    "max_background": ("65535", 65535),
+    "session": ("pyfuse3", "pyfuse3"),
+    "ring_entries": ("64", 64),
+    "busy_poll_us": ("0", 0),
+    "thread_pool_size": ("256", 256),
+    "log_level": ("error", "error"),
+    "log_file": ("/dev/null", "/dev/null"),
+    "control": ("/run/x.sock", "/run/x.sock"),
+}
+
+SWITCHES = [row for row in OPTIONS.values() if row.is_switch]
+VALUED = [row for row in OPTIONS.values() if not row.is_switch]
+# Named for what they turn off; "--no-no-open" would be no word of anybody's.
+NEGATIVE = [row for row in SWITCHES if row.name.startswith("no")]
+POSITIVE = [row for row in SWITCHES if row not in NEGATIVE]
+
+BAD = [
+    *[("entry_timeout", text) for text in ("", "x", "-1", "nan", "inf", "4294967296", "\n-1")],
+    *[("attr_timeout", text) for text in ("", "5s", "-0.1", "1e99")],
+    *[("cache_policy", text) for text in ("", "nEver", "sometimes", " auto")],
+    *[("dax_file_size", text) for text in ("", "32k", "-1", "1.5", str(2**63))],
+    pytest.param("dax_file_size", "9" * 5000, id="dax_file_size-more digits than int() takes"),
+    *[("max_background", text) for text in ("", "0", "65536", "many", "\n0")],
+    *[("ring_entries", text) for text in ("", "7", "32769")],
+    *[("busy_poll_us", text) for text in ("", "-1", "10001")],
+    *[("thread_pool_size", text) for text in ("", "-1", "257")],
+    *[("session", text) for text in ("", "DEV", "libfuse")],
+    *[("log_level", text) for text in ("", "INFO", "chatty")],
+    *[(name, "") for name in ("fsname", "log_file", "control")],
+    *[(name, "a\nb") for name in ("fsname", "log_file", "control")],
+]
+
+
+def ids(row: Option) -> str:
+    return row.name
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
+    """The sections that ``uringfs mount`` would have started its server with."""
+    sections: dict[type, Any] = {}
+
+    class Recorder:
+        def __init__(self, _source: str, _mountpoint: str, *parts: Any) -> None:
+            sections.update({type(part): part for part in parts})
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(server, "Server", Recorder)
+    monkeypatch.setattr(cli, "check", lambda source, mountpoint, _mount: (source, mountpoint))
+    return sections
+
+
+def mount(*words: str) -> int:
+    return cli.main(["mount", "/source", "/mountpoint", *words])
+
+
+def test_every_option_with_a_value_has_a_sample_that_is_not_its_default() -> None:
+    assert SAMPLES.keys() == {row.name for row in VALUED}
+    assert all(SAMPLES[row.name][1] != row.default for row in VALUED)
+
+
+def test_names_and_aliases_are_unique_and_mean_nothing_to_fstab() -> None:
+    names = [name for row in OPTIONS.values() for name in (row.name, *row.aliases)]
+    assert len(names) == len(set(names))
+    assert not IGNORED & set(names)
+
+
+@pytest.mark.parametrize("row", VALUED, ids=ids)
+def test_a_value_arrives_in_its_section(row: Option, started: dict[type, Any]) -> None:
+    text, value = SAMPLES[row.name]
+    spellings = [row.name, row.name.replace("_", "-"), *row.aliases]
+    as_flags = [[name, text] for name in (row.flag, *("--" + alias for alias in row.aliases))]
+    as_words = [["-o", f"{name}={text}"] for name in spellings]
+    joined = [[f"{row.flag}={text}"], ["-o", f"ro,{row.name}={text},rw"]]
+    for words in (*as_flags, *as_words, *joined):
+        started.clear()
+        assert mount(*words) == Exit.OK
+        assert getattr(started[row.section], row.name) == value
+
+
+@pytest.mark.parametrize("row", SWITCHES, ids=ids)
+def test_a_switch_arrives_in_its_section(row: Option, started: dict[type, Any]) -> None:
+    # What a switch needs, lest settle() turns it off again.
+    need = ["-o", "cache_policy=always"]
+    on = [[row.flag], ["-o", row.name], ["-o", row.name.replace("_", "-")]]
+    on += [["-o", f"{row.name}={text}"] for text in ("1", "true", "YES", "on")]
+    off = [["-o", prefix + row.name] for prefix in ("no", "no_", "no-")]
+    off += [["-o", f"{row.name}={text}"] for text in ("0", "false", "No", "off")]
+    if row in POSITIVE:
+        off.append(["--no-" + row.flag.removeprefix("--")])
+    for expected, many in ((True, on), (False, off)):
+        for words in many:
+            started.clear()
+            assert mount(*need, *words) == Exit.OK, words
+            assert getattr(started[row.section], row.name) is expected, words
+
+
+def test_a_flag_wins_over_a_word_and_a_later_word_over_an_earlier(
+    started: dict[type, Any],
+) -> None:
+    mount("--entry-timeout", "1", "-o", "entry_timeout=2,attr_timeout=3", "-o", "attr_timeout=4")
+    assert started[Config].entry_timeout == 1
+    assert started[Config].attr_timeout == 4
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_told_in_one_line(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as info:
+        parse_o([f"{name}={text}"])
+    assert name in str(info.value)
+    assert len(str(info.value).splitlines()) == 1
+    flag = OPTIONS[name].flag
+    assert mount(f"{flag}={text}") == Exit.USAGE
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"uringfs: {name}: .*\n", said)
+
+
+@pytest.mark.parametrize("row", SWITCHES, ids=ids)
+@pytest.mark.parametrize("text", ["", "maybe", "2"])
+def test_a_bad_switch_is_told_in_one_line(row: Option, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\A{row.name}: .*\Z"):
+        parse_o([f"{row.name}={text}"])
+
+
+@pytest.mark.parametrize("row", VALUED, ids=ids)
+def test_a_value_that_is_missing_is_asked_for(
+    row: Option, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"\A{row.name} needs a value: .*\Z"):
+        parse_o([row.name])
+    assert mount(row.flag) == Exit.USAGE
+    assert re.fullmatch(rf"uringfs: .*{row.flag}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["nonsense", "nonsense=1", "open", "no", "=", "=1", "entry", "ro ", "x", "nox-y", "a\nb"],
+)
+def test_an_unknown_word_is_named(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"\Aunknown option '.*'.*\Z") as info:
+        parse_o([word])
+    assert repr(word.partition("=")[0]) in str(info.value)
+
+
+@pytest.mark.parametrize("flag", ["--nonsense", "--entry", "--no-entry-timeout", "--no-no-open"])
+def test_an_unknown_flag_is_named(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mount(flag) == Exit.USAGE
+    assert re.fullmatch(rf"uringfs: .*{flag}.*\n", capsys.readouterr().err)
+
+
+def test_what_fstab_says_to_others_is_passed_over() -> None:
+    assert parse_o([",".join(sorted(IGNORED)), "x-systemd.automount,x-gvfs-hide,,", ""]) == {}
+
+
+@pytest.mark.parametrize("policy", CachePolicy)
+def test_spellings_of_a_cache_policy(policy: CachePolicy) -> None:
+    names = ["never", "none"] if policy is CachePolicy.NEVER else [policy.value]
+    for name in names:
+        for text in (name, name.capitalize(), name.upper()):
+            assert CachePolicy.parse(text) is policy
+            assert parse_o([f"cache={text}"]) == {"cache_policy": policy}
+        for text in (name[0] + name[1:].upper(), name + " ", name[:-1]):
+            with pytest.raises(ConfigError):
+                CachePolicy.parse(text)
+
+
+@given(st.lists(st.text(max_size=40), max_size=3))
+@example(["entry_timeout=\n-1"])
+def test_any_text_is_read_or_refused(texts: list[str]) -> None:
+    read_or_refused(texts)
+
+
+_VALUES = st.one_of(st.text(max_size=12), st.integers().map(str), st.floats().map(str))
+
+
+@given(
+    st.lists(
+        st.builds(
+            "{}{}{}".format,
+            st.sampled_from([*OPTIONS, "no", "no_xattr", "no-", "cache", *sorted(IGNORED)]),
+            st.sampled_from(["", "=", "==", ",", "_", "-"]),
+            _VALUES,
+        ),
+        max_size=4,
+    )
+)
+def test_anything_that_resembles_options_is_read_or_refused(texts: list[str]) -> None:
+    read_or_refused(texts)
+
+
+def read_or_refused(texts: list[str]) -> None:
+    refusal = "one line"
+    try:
+        build(parse_o(texts), source="/")
+    except ConfigError as exc:
+        refusal = str(exc)
+    assert len(refusal.splitlines()) == 1
+
+
+def test_defaults_of_the_file_system() -> None:
+    assert dataclasses.asdict(Config()) == {
+        "entry_timeout": 5.0,
+        "attr_timeout": 5.0,
+        "cache_policy": CachePolicy.AUTO,
+        "writeback": False,
+        "root_dir": "/",
+        "xattr": False,
+        "do_import": True,
+        "no_open": False,
+        "no_opendir": False,
+        "killpriv_v2": False,
+        "inode_file_handles": False,
+        "no_readdir": False,
+        "dax_file_size": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given_config", "settled", "said"),
+    [
+        ({"writeback": True, "cache_policy": CachePolicy.NEVER}, {"writeback": False}, "writeback"),
+        ({"no_open": True}, {"no_open": False}, "no_open"),
+        ({"no_open": True, "cache_policy": CachePolicy.NEVER}, {"no_open": False}, "no_open"),
+        ({"no_open": True, "cache_policy": CachePolicy.ALWAYS}, {}, None),
+        ({"writeback": True}, {}, None),
+        ({"no_opendir": True}, {}, None),
+    ],
+)
+def test_what_makes_no_sense_is_turned_off_and_said(
+    given_config: dict[str, Any],
+    settled: dict[str, Any],
+    said: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = Config(**given_config)
+    assert settle(before) == dataclasses.replace(before, **settled)
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.name for record in warnings] == [config.log.name] * bool(said)
+    assert all(record.getMessage().startswith(f"{said} is off") for record in warnings)
+
+
+def test_the_source_names_the_mount(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fs, mounted, served = build({}, source="a,b")
+    assert fs == Config(root_dir=str(tmp_path / "a,b"))
+    assert mounted == MountConfig(fsname="a_b")
+    assert served == ServerConfig()
+    assert build({"fsname": "mine"}, source="a,b")[1].fsname == "mine"
+
+
+def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        cli.main(["mount", "--help"])
+    assert info.value.code == 0
+    shown = capsys.readouterr().out
+    assert [row.flag for row in OPTIONS.values() if row.flag not in shown] == []
+
+
+@pytest.mark.parametrize("words", [[], ["mount"], ["mount", "/"], ["nonsense"], ["ctl", "/", "x"]])
+def test_wrong_usage_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == Exit.USAGE
+    assert re.fullmatch(r"uringfs: .*--help\)\n", capsys.readouterr().err)
