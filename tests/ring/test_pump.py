@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import signal
@@ -201,6 +202,23 @@ class TestTransfers:
 
         drive(main)
 
+    @pytest.mark.parametrize("how", [os.O_DSYNC, os.O_SYNC])
+    def test_one_write_that_is_synchronous(self, drive: Drive, file: Path, how: int) -> None:
+        """What pwritev2(2) asks for with RWF_DSYNC arrives as a flag of that request alone."""
+
+        async def main(ring: Ring) -> None:
+            async with listening(ring) as device:
+                fh, fd = device.open(file), os.open(file, os.O_RDONLY)
+                os.fsync(fd)
+                assert await device.write(fh, 0, b"x") == 1
+                assert dirty_pages(fd) > 0
+                assert await device.write(fh, 0, b"x", how) == 1
+                assert dirty_pages(fd) == 0
+                assert device.seen == []
+                os.close(fd)
+
+        drive(main)
+
     def test_fsync_that_fails(self, drive: Drive) -> None:
         async def main(ring: Ring) -> None:
             async with listening(ring) as device:
@@ -255,6 +273,14 @@ def plain_write(fd: int, offset: int, data: bytes) -> int | Answer:
         return os.pwrite(fd, data, offset)
     except OSError as exc:
         return Answer(exc.errno or 0, b"")
+
+
+def dirty_pages(fd: int) -> int:
+    """Pages of a file that are not on the disk, see cachestat(2)."""
+    everything, found = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)()
+    if ctypes.CDLL(None, use_errno=True).syscall(451, fd, everything, found, 0):
+        pytest.skip(f"cachestat: {os.strerror(ctypes.get_errno())}")
+    return found[1] + found[2]  # dirty, and being written back
 
 
 class TestFlags:

@@ -294,6 +294,12 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     return true;
 }
 
+/* For pwritev2(2) with RWF_DSYNC or RWF_SYNC, which the kernel tells as flags the file lacks. */
+static __kernel_rwf_t sync_flags(uint32_t flags)
+{
+    return (flags & O_SYNC & ~O_DSYNC ? RWF_SYNC : 0) | (flags & O_DSYNC ? RWF_DSYNC : 0);
+}
+
 static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                         const void *body)
 {
@@ -320,6 +326,7 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     use_fixed(p, sqe, slot);
     if (kill)
         sqe->personality = p->no_fsetid;
+    sqe->rw_flags = sync_flags(arg.flags & ~h->flags);
     queue_chain(p, slot, sqe, reply, sizeof(*reply));
     return true;
 }
