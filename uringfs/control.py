@@ -84,6 +84,9 @@ class ControlServer:
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
             log.info("control: connection dropped: %s", exc)
+        except asyncio.CancelledError:
+            # The server ends, and so does this task; streams of Python 3.11 would log a traceback.
+            pass
         finally:
             writer.close()
 
@@ -94,7 +97,7 @@ class ControlServer:
             return {"ok": True, **command(request.get("value"))}
         except UserError as exc:
             return {"ok": False, "error": str(exc)}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             known = ", ".join(sorted(self._commands))
             return {"ok": False, "error": f"not a request; commands are {known}"}
 
