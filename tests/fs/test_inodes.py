@@ -1,0 +1,236 @@
+"""InodeMap against a model: which node id a lookup gives, and when the kernel's last use ends."""
+
+import errno
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from uringfs.fs.file_handle import FileHandle, MountFds
+from uringfs.fs.inodes import FIRST_ARTIFICIAL_NODEID, MAX_LOOKUPS, InodeMap, MountKey
+from uringfs.fs.syscalls import AT_FDCWD, statx
+from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
+
+ROOT_INO = 99
+INOS = st.sampled_from([2, 3, 4, FIRST_ARTIFICIAL_NODEID, 2**64 - 1])
+MOUNTS = st.sampled_from([(8, 1, 20), (8, 1, 21), (8, 2, 20)])
+# The file that has the inode number at the time: a later one is another file, with another handle.
+GENERATIONS = st.sampled_from([None, 0, 1])
+COUNTS = st.sampled_from([0, 1, 1, 2, 3, MAX_LOOKUPS - 1, MAX_LOOKUPS])
+
+
+class CountingMounts(MountFds):
+    """Counts the users of each handle instead of opening mounts that do not exist."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda path_fd, flags: -1)
+        self.held: Counter[FileHandle] = Counter()
+
+    def hold(self, handle: FileHandle) -> None:
+        self.held[handle] += 1
+
+    def drop(self, handle: FileHandle) -> None:
+        self.held[handle] -= 1
+
+
+@dataclass
+class Known:
+    """What the model remembers of a node id; ``generation`` is None without a file handle."""
+
+    ino: int
+    mount: MountKey
+    generation: int | None
+    lookups: int
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def some_attr() -> Statx:
+    return statx(AT_FDCWD, b"/", 0)
+
+
+def a_file() -> OwnedFd:
+    return OwnedFd(os.open("/", os.O_PATH))
+
+
+def a_handle(ino: int, mount: MountKey, generation: int) -> FileHandle:
+    return repr((ino, mount, generation)).encode()
+
+
+class InodeMachine(RuleBasedStateMachine):
+    """Files of a few inode numbers on a few mounts, each with or without a file handle."""
+
+    @initialize(by_ino=st.booleans(), root_has_handle=st.booleans())
+    def begin(self, by_ino: bool, root_has_handle: bool) -> None:
+        self.root_has_handle = root_has_handle
+        self.by_ino = by_ino
+        self.attr = some_attr()
+        self.fds_before = open_fds()
+        self.mounts = CountingMounts()
+        self.map = InodeMap(self.mounts)
+        if by_ino:
+            self.map.prefer_ino()
+        self.known: dict[int, Known] = {}
+        # Whose the inode number is: of several the last one entered, until it is forgotten.
+        self.owner: dict[tuple[MountKey, int], int] = {}
+        self.given = {ROOT_ID}
+        self.enter_root()
+
+    def enter_root(self) -> None:
+        mount, generation = (8, 1, 20), 0 if self.root_has_handle else None
+        self.map.insert_root(
+            a_file() if generation is None else a_handle(ROOT_INO, mount, generation),
+            self.attr_of(ROOT_INO, mount),
+        )
+        self.remember(ROOT_ID, Known(ROOT_INO, mount, generation, 2))
+
+    def attr_of(self, ino: int, mount: MountKey) -> Statx:
+        major, minor, mnt_id = mount
+        return self.attr._replace(ino=ino, dev_major=major, dev_minor=minor, mnt_id=mnt_id)
+
+    def remember(self, nodeid: int, known: Known) -> None:
+        self.known[nodeid] = known
+        self.owner[known.mount, known.ino] = nodeid
+
+    def expected(self, ino: int, mount: MountKey, generation: int | None) -> int | None:
+        for nodeid, known in self.known.items():
+            if generation is not None and (known.ino, known.mount, known.generation) == (
+                ino, mount, generation,
+            ):  # fmt: skip
+                return nodeid
+        owner = self.owner.get((mount, ino))
+        if owner is None:
+            return None
+        reused = generation is not None and self.known[owner].generation is not None
+        return None if reused else owner
+
+    @rule(ino=st.one_of(INOS, st.just(ROOT_INO)), mount=MOUNTS, generation=GENERATIONS)
+    def look_up(self, ino: int, mount: MountKey, generation: int | None) -> None:
+        expected = self.expected(ino, mount, generation)
+        file = a_file() if generation is None else a_handle(ino, mount, generation)
+        inode = self.map.lookup(file, self.attr_of(ino, mount))
+        if expected is None:
+            self.check_new(inode.nodeid, ino)
+            self.remember(inode.nodeid, Known(ino, mount, generation, 1))
+        else:
+            known = self.known[expected]
+            known.lookups = min(MAX_LOOKUPS, known.lookups + 1)
+            assert inode.nodeid == expected
+        assert (inode.ino, inode.ids) == (ino, mount)
+
+    def check_new(self, nodeid: int, ino: int) -> None:
+        if self.by_ino and ino < FIRST_ARTIFICIAL_NODEID and ino not in self.known:
+            assert nodeid == ino
+        else:
+            assert nodeid not in self.given
+            assert (nodeid >= FIRST_ARTIFICIAL_NODEID) == self.by_ino
+            self.given.add(nodeid)
+
+    @rule(data=st.data(), count=COUNTS)
+    def forget(self, data: st.DataObject, count: int) -> None:
+        nodeid = data.draw(st.sampled_from([*self.known, ROOT_ID, 12345]), "nodeid")
+        self.map.forget(nodeid, count)
+        known = self.known.get(nodeid)
+        if known is None or nodeid == ROOT_ID:
+            return
+        known.lookups = max(0, known.lookups - count)
+        if known.lookups == 0:
+            del self.known[nodeid]
+            if self.owner[known.mount, known.ino] == nodeid:
+                del self.owner[known.mount, known.ino]
+
+    @rule(data=st.data())
+    def look_up_often(self, data: st.DataObject) -> None:
+        nodeid = data.draw(st.sampled_from([*self.known]), "nodeid")
+        self.map.get(nodeid).lookups = self.known[nodeid].lookups = MAX_LOOKUPS - 1
+
+    @rule()
+    def clear(self) -> None:
+        self.map.clear()
+        assert len(self.map) == 0
+        assert list(self.map) == []
+        assert open_fds() == self.fds_before
+        assert not any(self.mounts.held.values())
+        self.known.clear()
+        self.owner.clear()
+        self.enter_root()
+
+    @invariant()
+    def knows_what_the_model_knows(self) -> None:
+        assert {inode.nodeid: inode.lookups for inode in self.map} == {
+            nodeid: known.lookups for nodeid, known in self.known.items()
+        }
+        assert len(self.map) == len(self.known)
+        for nodeid in self.given | set(range(2, 6)):
+            if nodeid in self.known:
+                assert self.map.get(nodeid).nodeid == nodeid
+            else:
+                with pytest.raises(OSError, match=str(nodeid)) as info:
+                    self.map.get(nodeid)
+                assert info.value.errno == errno.EBADF
+
+    @invariant()
+    def holds_only_what_it_knows(self) -> None:
+        with_handle = [known for known in self.known.values() if known.generation is not None]
+        held = {handle: count for handle, count in self.mounts.held.items() if count}
+        assert held == {a_handle(k.ino, k.mount, k.generation or 0): 1 for k in with_handle}
+        assert open_fds() == self.fds_before + len(self.known) - len(with_handle)
+
+    def teardown(self) -> None:
+        if hasattr(self, "map"):
+            self.map.clear()
+
+
+InodeMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestInodeMap = InodeMachine.TestCase
+
+
+@pytest.fixture
+def inodes() -> InodeMap:
+    inodes = InodeMap(CountingMounts())
+    inodes.insert_root(a_file(), some_attr())
+    return inodes
+
+
+def test_the_root_counts_two_and_stays(inodes: InodeMap) -> None:
+    assert inodes.get(ROOT_ID).lookups == 2
+    for _ in range(3):
+        inodes.forget(ROOT_ID, MAX_LOOKUPS)
+    assert inodes.get(ROOT_ID).lookups == 2
+
+
+def test_lookups_do_not_overflow(inodes: InodeMap) -> None:
+    attr = some_attr()._replace(ino=5)
+    inode = inodes.lookup(a_file(), attr)
+    inode.lookups = MAX_LOOKUPS - 1
+    for _ in range(3):
+        assert inodes.lookup(a_file(), attr).lookups == MAX_LOOKUPS
+    inodes.forget(inode.nodeid, MAX_LOOKUPS)
+    assert len(inodes) == 1
+
+
+def test_a_descriptor_is_lent_not_copied(inodes: InodeMap) -> None:
+    file = a_file()
+    nodeid = inodes.lookup(file, some_attr()._replace(ino=5)).nodeid
+    assert inodes.open(nodeid) is file
+
+
+def test_a_request_keeps_what_is_forgotten_under_it(inodes: InodeMap) -> None:
+    nodeid = inodes.lookup(a_file(), some_attr()._replace(ino=5)).nodeid
+    file = inodes.open(nodeid)
+    inodes.forget(nodeid, 1)
+    assert os.readlink(f"/proc/self/fd/{file.fd}") == "/"
+
+
+def test_closing_what_is_not_open_is_a_fault() -> None:
+    file = a_file()
+    os.close(file.fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.__del__()
+    file.fd = os.open("/", os.O_PATH)
