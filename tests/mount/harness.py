@@ -30,7 +30,7 @@ class Combination(NamedTuple):
 
 COMBINATIONS = [
     Combination(f"{session}-{io}", (f"--session={session}", *flags))
-    for session in ("pyfuse3",)
+    for session in ("pyfuse3", "dev")
     for io, flags in (
         ("async", ("--async-io",)),
         ("sync", ("--no-async-io",)),
@@ -93,6 +93,9 @@ class Mounted:
         """All that the server has written to stderr."""
         return self._log.read_text(errors="backslashreplace")
 
+    def _end_of_log(self) -> str:
+        return self.log()[-3000:]
+
     def new_trouble(self) -> str:
         """What was logged since the last call, if there is an error in it; else nothing."""
         text = self.log()
@@ -133,10 +136,11 @@ class Mounted:
                 self.process.wait(TIMEOUT_S)
         finally:
             forced += self._force()
-        assert not forced, f"{forced}; log: {self.log()}"
+        assert not forced, f"{forced}; log: {self._end_of_log()}"
         killed = self.process.returncode == -signal.SIGKILL
-        assert self.process.returncode == 0 or killed, (self.process.returncode, self.log())
-        assert not self.new_trouble(), self.log()
+        assert self.process.returncode == 0 or killed, (self.process.returncode, self._end_of_log())
+        trouble = self.new_trouble()
+        assert not trouble, trouble[-3000:]
 
     def _force(self) -> list[str]:
         """Whatever it takes; says what it took."""

@@ -240,6 +240,10 @@ class Ring(Operations, Registered):
         self.turn(0)
         if self._state.pump != NULL:
             self.submit_now()  # what completions made the pump queue
+        # One call does a bounded part of the deferred work (20 pieces, Linux 6.13), and the
+        # eventfd tells only of work that comes to none: what is left must be asked for.
+        if lib.uf_pending(self._state):
+            self.kick()
 
     # Submission
 
