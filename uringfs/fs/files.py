@@ -13,8 +13,9 @@ from uringfs.fs.types import Buffers, Caller, Entry, Opened, OwnedFd
 
 _MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
 """TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h)."""
-_CHANGEABLE = os.O_DIRECT | os.O_APPEND
-"""Flags that fcntl(F_SETFL) changes on an open file and that change what a transfer does."""
+_CHANGEABLE = os.O_DIRECT | os.O_APPEND | os.O_SYNC
+"""Flags that change what a transfer does, and that it may have unlike its file: fcntl(F_SETFL)
+sets the first two, RWF_DSYNC and RWF_SYNC of one write (pwritev2(2)) arrive as the third."""
 
 
 class FileOps(Core):
@@ -129,7 +130,7 @@ class FileOps(Core):
         """
         handle = await self._handle(fh, nodeid, os.O_RDWR)
         if from_cache:
-            flags = (handle.flags if flags is None else flags) & ~_CHANGEABLE
+            flags = (handle.flags if flags is None else flags) & ~(os.O_DIRECT | os.O_APPEND)
         file = await self._variant(handle, flags)
         return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
 

@@ -27,7 +27,7 @@ _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 # Header and arguments of READ and WRITE, which are alike, without caller and lock owner.
 _ARGUMENTS = Struct("=IIQQ16xQqII8xi4x")
 _UNUSUAL = ~(abi.FUSE_WRITE_LOCKOWNER | abi.FUSE_READ_LOCKOWNER)
-_CHANGEABLE = os.O_DIRECT | os.O_APPEND
+_CHANGEABLE = os.O_DIRECT | os.O_APPEND | os.O_SYNC
 _IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 _REPLY = mmap.PAGESIZE - abi.OUT_HEADER.size
 _WRITE_REPLY = abi.reply_struct(abi.WRITE_OUT)
