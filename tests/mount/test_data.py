@@ -199,6 +199,24 @@ def test_mmap_and_write_see_each_other(pair: Pair) -> None:
     assert pair.both(operation) == (b"written", b"mapped")
 
 
+def test_a_mapping_of_a_file_open_for_appending(pair: Pair) -> None:
+    """Its pages go back to where they came from; only write(2) appends."""
+
+    def operation(top: Path) -> bytes:
+        with open(top / "file", "a+b", buffering=0) as file:
+            file.write(pattern(PAGE + 100))
+            with mmap.mmap(file.fileno(), PAGE + 100) as memory:
+                memory[5:8] = b"map"
+                memory[PAGE + 5 : PAGE + 8] = b"map"
+                memory.flush()
+            file.write(b"end")
+        return (top / "file").read_bytes()
+
+    data = pair.both(operation)
+    assert len(data) == PAGE + 103
+    assert data[5:8] == data[PAGE + 5 : PAGE + 8] == b"map"
+
+
 def test_unlinked_while_open(pair: Pair) -> None:
     def operation(top: Path) -> tuple[bytes, int, list[str], int]:
         path = top / "file"

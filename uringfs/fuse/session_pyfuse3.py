@@ -272,14 +272,26 @@ class _Operations(pyfuse3.Operations):
     @_answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         nodeid = self._fs.handles.nodeid_of(fh)
-        if not self._fs.handles.get(fh, nodeid).flags & os.O_DIRECT:
-            return await self._fs.write(nodeid, fh, [memoryview(buf)], off)
+        flags = self._fs.handles.get(fh, nodeid).flags
+        cached = bool(flags & os.O_APPEND) and await self._looks_cached(nodeid, fh, off, len(buf))
+        if not flags & os.O_DIRECT or cached:
+            return await self._fs.write(nodeid, fh, [memoryview(buf)], off, from_cache=cached)
         memory = self._buffers.take(len(buf))
         with memoryview(memory)[: len(buf)] as aligned:
             aligned[:] = buf
             count = await self._fs.write(nodeid, fh, [aligned], off)
         self._buffers.give(memory)
         return count
+
+    async def _looks_cached(self, nodeid: int, fh: int, off: int, size: int) -> bool:
+        """Whether a write by an appending handle is a mapped page that the kernel writes back.
+
+        pyfuse3 does not hand on FUSE_WRITE_CACHE. Whole pages inside the file are taken for such;
+        to append them would corrupt the file. What programs append begins at its end.
+        """
+        if off % mmap.PAGESIZE:
+            return False
+        return off + size <= (await self._fs.getattr(nodeid, fh)).size
 
     @_answers
     async def flush(self, fh: int) -> None:
