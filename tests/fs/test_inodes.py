@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 
@@ -47,10 +48,6 @@ class Known:
     lookups: int
 
 
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def some_attr() -> Statx:
     return statx(AT_FDCWD, b"/", 0)
 
@@ -71,7 +68,8 @@ class InodeMachine(RuleBasedStateMachine):
         self.root_has_handle = root_has_handle
         self.by_ino = by_ino
         self.attr = some_attr()
-        self.fds_before = open_fds()
+        # A directory of the machine's own: descriptors of anything else do not count.
+        self.directory = tempfile.mkdtemp()
         self.mounts = CountingMounts()
         self.map = InodeMap(self.mounts)
         if by_ino:
@@ -85,10 +83,17 @@ class InodeMachine(RuleBasedStateMachine):
     def enter_root(self) -> None:
         mount, generation = (8, 1, 20), 0 if self.root_has_handle else None
         self.map.insert_root(
-            a_file() if generation is None else a_handle(ROOT_INO, mount, generation),
+            self.a_file() if generation is None else a_handle(ROOT_INO, mount, generation),
             self.attr_of(ROOT_INO, mount),
         )
         self.remember(ROOT_ID, Known(ROOT_INO, mount, generation, 2))
+
+    def open_fds(self) -> int:
+        links = map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
+        return sum(os.path.lexists(link) and os.readlink(link) == self.directory for link in links)
+
+    def a_file(self) -> OwnedFd:
+        return OwnedFd(os.open(self.directory, os.O_PATH))
 
     def attr_of(self, ino: int, mount: MountKey) -> Statx:
         major, minor, mnt_id = mount
@@ -113,7 +118,7 @@ class InodeMachine(RuleBasedStateMachine):
     @rule(ino=st.one_of(INOS, st.just(ROOT_INO)), mount=MOUNTS, generation=GENERATIONS)
     def look_up(self, ino: int, mount: MountKey, generation: int | None) -> None:
         expected = self.expected(ino, mount, generation)
-        file = a_file() if generation is None else a_handle(ino, mount, generation)
+        file = self.a_file() if generation is None else a_handle(ino, mount, generation)
         inode = self.map.lookup(file, self.attr_of(ino, mount))
         if expected is None:
             self.check_new(inode.nodeid, ino)
@@ -155,7 +160,7 @@ class InodeMachine(RuleBasedStateMachine):
         self.map.clear()
         assert len(self.map) == 0
         assert list(self.map) == []
-        assert open_fds() == self.fds_before
+        assert self.open_fds() == 0
         assert not any(self.mounts.held.values())
         self.known.clear()
         self.owner.clear()
@@ -180,11 +185,12 @@ class InodeMachine(RuleBasedStateMachine):
         with_handle = [known for known in self.known.values() if known.generation is not None]
         held = {handle: count for handle, count in self.mounts.held.items() if count}
         assert held == {a_handle(k.ino, k.mount, k.generation or 0): 1 for k in with_handle}
-        assert open_fds() == self.fds_before + len(self.known) - len(with_handle)
+        assert self.open_fds() == len(self.known) - len(with_handle)
 
     def teardown(self) -> None:
         if hasattr(self, "map"):
             self.map.clear()
+            os.rmdir(self.directory)
 
 
 InodeMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
