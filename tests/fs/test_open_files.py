@@ -114,6 +114,17 @@ def test_direct_reads_begin_and_end_without_touching_the_handle(tree: Tree) -> N
     assert fcntl.fcntl(variant.fd, fcntl.F_GETFL) & os.O_DIRECT
 
 
+@pytest.mark.parametrize("from_cache", [False, True])
+@pytest.mark.parametrize("sync", [os.O_DSYNC, os.O_SYNC])
+def test_a_write_that_shall_reach_the_disk_does(tree: Tree, sync: int, from_cache: bool) -> None:
+    nodeid, fh = opened(tree, os.O_RDWR)
+    tree.write(nodeid, fh, b"x", flags=os.O_RDWR | sync, from_cache=from_cache)
+    (variant,) = tree.fs.handles.get(fh, nodeid).variants.values()
+    assert fcntl.fcntl(variant.fd, fcntl.F_GETFL) & os.O_SYNC == sync
+    assert not flags_of(tree, nodeid, fh) & os.O_SYNC
+    assert content(tree) == b"x123456789"
+
+
 def test_another_variant_truncates_nothing(tree: Tree) -> None:
     nodeid, fh = opened(tree, os.O_RDWR | os.O_TRUNC)
     tree.write(nodeid, fh, b"new")
