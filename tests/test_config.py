@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from uringfs import cli, config, server
 from uringfs.config import (
     IGNORED,
+    OPPOSITES,
     OPTIONS,
     CachePolicy,
     Config,
@@ -298,3 +299,9 @@ def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == Exit.USAGE
     assert re.fullmatch(r"uringfs: .*--help\)\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("word", "option"), sorted(OPPOSITES.items()))
+def test_the_last_of_two_opposites_counts(word: str, option: str) -> None:
+    assert parse_o([f"{option},{word}"]) == {option: False}
+    assert parse_o([f"{word},{option}"]) == {option: True}

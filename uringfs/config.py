@@ -239,11 +239,11 @@ SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)
 OPTIONS: Mapping[str, Option] = {row.name: row for section in SECTIONS for row in _rows(section)}
 _BY_ALIAS = {alias: row for row in OPTIONS.values() for alias in row.aliases}
 
-_FSTAB_WORDS = (
-    "defaults rw suid dev exec async atime relatime auto noauto user nouser users nofail _netdev"
-)
+_FSTAB_WORDS = "defaults async relatime auto noauto user nouser users nofail _netdev"
 IGNORED = frozenset(_FSTAB_WORDS.split())
 """``-o`` words of mount(8) and fstab(5) that mean nothing here or are the default."""
+OPPOSITES = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "atime": "noatime"}
+"""``-o`` words of mount(8) that take another back: the last one given counts."""
 
 
 def find(name: str) -> Option:
@@ -268,6 +268,9 @@ def parse_o(texts: Iterable[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for word in (word for text in texts for word in text.split(",")):
         if not word or word in IGNORED or word.startswith("x-"):
+            continue
+        if word in OPPOSITES:
+            values[OPPOSITES[word]] = False
             continue
         key, equals, text = word.partition("=")
         row, on = _find_switch(key)
