@@ -271,3 +271,15 @@ def test_ctl_tells_that_nobody_serves(tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert all(line.startswith("uringfs: no ") for line in said)
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+
+    async def listen() -> None:
+        await ControlServer(theirs / "socket", {}).start()
+
+    with pytest.raises(UserError, match="belongs to another user"):
+        asyncio.run(listen())

@@ -7,6 +7,7 @@ A request is ``{"command": "status"}`` or ``{"command": "async-io", "value": "on
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -58,6 +59,8 @@ class ControlServer:
     def _bind(self) -> socket.socket:
         for directory in (self.path.parent.parent, self.path.parent):
             directory.mkdir(mode=0o700, exist_ok=True)
+            if directory.stat().st_uid not in (0, os.geteuid()):
+                raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
         if _is_left_behind(self.path):
             self.path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
