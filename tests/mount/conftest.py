@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -63,6 +65,14 @@ def ext4(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Pat
         _umount(path)
 
 
+@pytest.fixture
+def source_on_ext4(ext4: Path) -> Generator[Path]:
+    """An empty directory on a file system that lies on a block device."""
+    path = fresh(ext4, "source")
+    yield path
+    shutil.rmtree(os.fsencode(path))
+
+
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
 def combination(request: pytest.FixtureRequest) -> Combination:
     """Session and I/O back end."""
@@ -91,6 +101,7 @@ def fresh(parent: Path, name: str) -> Path:
 def new_mount(combination: Combination, tmpfs: Path, tmp_path: Path) -> Generator[NewMount]:
     """Make mounts, of the combination's kind, that end with the test."""
     made: list[Mounted] = []
+    sources: list[Path] = []
 
     def make(
         *flags: str,
@@ -99,9 +110,12 @@ def new_mount(combination: Combination, tmpfs: Path, tmp_path: Path) -> Generato
         before_exec: Callable[[], None] | None = None,
     ) -> Mounted:
         number = len(made)
+        if source is None:
+            source = fresh(tmpfs, "source")
+            sources.append(source)
         made.append(
             Mounted(
-                source or fresh(tmpfs, "source"),
+                source,
                 fresh(tmp_path, "mnt"),
                 tmp_path / f"log{number}",
                 combination.flags + flags,
@@ -121,6 +135,8 @@ def new_mount(combination: Combination, tmpfs: Path, tmp_path: Path) -> Generato
                 mounted.end()
             except AssertionError as exc:
                 failures.append(exc)
+        for source in sources:
+            shutil.rmtree(os.fsencode(source))
         if failures:
             raise ExceptionGroup("mounts did not end well", failures)
 
@@ -157,3 +173,5 @@ def pair(shared_mount: Mounted, backing: Path) -> Generator[Pair]:
     pair.check(xattrs=True)
     trouble = shared_mount.new_trouble()
     assert not trouble, trouble
+    for top in (source, pair.oracle):
+        shutil.rmtree(os.fsencode(top))

@@ -37,8 +37,8 @@ COMBINATIONS = [
         ("pool", ("--no-async-io", "--thread-pool-size=4")),
     )
 ]
-ASYNC = [each for each in COMBINATIONS if each.name.endswith("async")]
-"""One combination for each session: for what does not depend on how data moves."""
+WITHOUT_POOL = [each for each in COMBINATIONS if not each.name.endswith("pool")]
+"""For what has nothing to do with threads."""
 
 
 def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:

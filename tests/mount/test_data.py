@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.harness import Combination
 from tests.mount.trees import Pair
 
 PAGE = 4096
@@ -246,6 +247,26 @@ def test_renamed_while_open(pair: Pair) -> None:
         return (top / "dir/other").read_bytes()
 
     assert pair.both(operation) == b"one two"
+
+
+def test_tmpfile(pair: Pair, combination: Combination) -> None:
+    def operation(top: Path) -> tuple[list[str], bytes, int]:
+        fds = os.open("/proc/self/fd", os.O_RDONLY)
+        fd = os.open(top, os.O_TMPFILE | os.O_RDWR, 0o640)
+        try:
+            os.write(fd, pattern(5000))
+            before = os.listdir(top)
+            os.link(str(fd), top / "file", src_dir_fd=fds)  # AT_SYMLINK_FOLLOW, as open(2) says
+        finally:
+            os.close(fd)
+            os.close(fds)
+        return before, (top / "file").read_bytes(), os.stat(top / "file").st_mode & 0o777
+
+    if combination.name.startswith("pyfuse3"):  # libfuse answers for it
+        with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+            os.open(pair.mounted, os.O_TMPFILE | os.O_RDWR)
+    else:
+        assert pair.both(operation) == ([], pattern(5000), 0o640)
 
 
 def test_fsync(pair: Pair) -> None:

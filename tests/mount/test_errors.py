@@ -161,10 +161,10 @@ def test_a_read_cut_short_by_the_disk(failing: Path, new_mount: NewMount) -> Non
     ids=["buffered", "uncached", "direct"],
 )
 def test_a_write_cut_short_by_a_limit(
-    new_mount: NewMount, ext4: Path, cache: str, direct: int
+    source_on_ext4: Path, new_mount: NewMount, cache: str, direct: int
 ) -> None:
     """The server's own RLIMIT_FSIZE: the first write is cut short, the next one gets EFBIG."""
-    mounted = new_mount("--cache", cache, source=fresh(ext4, "source"))
+    mounted = new_mount("--cache", cache, source=source_on_ext4)
     limit = LIMIT // 4096 * 4096
     resource.prlimit(mounted.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     fd = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT | direct)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import Combination, Mounted, uringfs, wait_until
+from tests.mount.harness import WITHOUT_POOL, Combination, Mounted, uringfs, wait_until
 from tests.mount.seccomp import deny_io_uring
 from uringfs.control import socket_path
 from uringfs.errors import Exit
@@ -23,6 +23,12 @@ LOAD = [
     "fio", "--thread", "--name=load", "--rw=randrw", "--bs=4k", "--size=8M", "--iodepth=16",
     "--numjobs=2", "--time_based", "--runtime=60", "--ioengine=libaio", "--output=/dev/null",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    found: Combination = request.param
+    return found
 
 
 def is_async(mounted: Mounted) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import NewMount, fresh
+from tests.mount.conftest import NewMount
 from tests.mount.harness import Mounted
 from uringfs.control import ask, socket_path
 
@@ -172,26 +172,26 @@ def test_writers_side_by_side(mount: Mounted) -> None:
     ],
 )
 def test_fio_verifies(
-    new_mount: NewMount, ext4: Path, engine: str, cache: str, direct: str
+    source_on_ext4: Path, new_mount: NewMount, engine: str, cache: str, direct: str
 ) -> None:
-    mounted = new_mount(f"--cache={cache}", source=fresh(ext4, "source"))
+    mounted = new_mount(f"--cache={cache}", source=source_on_ext4)
     run(
         *VERIFY, f"--directory={mounted.path}", "--rw=randwrite", f"--ioengine={engine}",
         "--iodepth=32", f"--direct={direct}",
     )  # fmt: skip
 
 
-def test_fio_verifies_big_blocks(new_mount: NewMount, ext4: Path) -> None:
-    mounted = new_mount(source=fresh(ext4, "source"))
+def test_fio_verifies_big_blocks(source_on_ext4: Path, new_mount: NewMount) -> None:
+    mounted = new_mount(source=source_on_ext4)
     run(
         *VERIFY, f"--directory={mounted.path}", "--rw=randwrite", "--ioengine=libaio",
         "--bsrange=4k-1m", "--iodepth=8", "--direct=1", "--size=32M",
     )  # fmt: skip
 
 
-def test_the_switch_under_load(new_mount: NewMount, ext4: Path) -> None:
+def test_the_switch_under_load(source_on_ext4: Path, new_mount: NewMount) -> None:
     """Back and forth while four jobs write and verify: no error, no lost byte."""
-    mounted = new_mount("--log-level=info", source=fresh(ext4, "source"))
+    mounted = new_mount("--log-level=info", source=source_on_ext4)
     control = socket_path(str(mounted.path))
     switches, served, old = 0, 0, mounted.status()
     with subprocess.Popen(
