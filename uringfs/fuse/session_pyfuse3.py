@@ -105,13 +105,21 @@ class Pyfuse3Session:
 
 
 def _mount_options(mount: MountConfig) -> set[str]:
-    options = {f"fsname={mount.fsname}", "subtype=uringfs"}
+    options = {f"fsname={_escaped(mount.fsname)}", "subtype=uringfs"}
     for name in ("ro", "allow_other", "default_permissions", "nosuid", "nodev", "noexec"):
         if getattr(mount, name):
             options.add(name)
     if mount.noatime:
         options.add("noatime")
     return options
+
+
+def _escaped(text: str) -> str:
+    """The value of an option in libfuse's writing: pyfuse3 takes ASCII alone, libfuse \\ooo."""
+    return "".join(
+        chr(byte) if 32 < byte < 127 and byte not in b",\\" else f"\\{byte:03o}"
+        for byte in os.fsencode(text)
+    )
 
 
 class _Buffers:
