@@ -151,11 +151,12 @@ def test_daemon_returns_when_the_mount_is_live(
 
 
 def test_strange_paths(combination: Combination, tmp_path: Path) -> None:
-    strange = "a space, new\nline, back\\slash, tab\t, \u2603"
+    strange = "a space, new\nline, back\\slash, tab\t, \u2603, " + os.fsdecode(b"\xff")
     source, path = tmp_path / f"source {strange}", tmp_path / strange
     source.mkdir()
     path.mkdir()
-    other = Mounted(source, path, tmp_path / "log", combination.flags)
+    log = tmp_path / "log"
+    other = Mounted(source, path, log, (*combination.flags, "--log-file", str(log)))
     try:
         other.wait_live()
         (path / "file").write_bytes(b"x")
