@@ -184,7 +184,11 @@ class Pump:
     @property
     def under_way(self) -> int:
         """How many requests there are, here and in Python."""
-        return int(self._state.slot_count - self._state.free_slots)
+        return int(self._state.slot_count) - self._free_slots
+
+    @property
+    def _free_slots(self) -> int:
+        return int(self._state.offered + self._state.spares)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start: by opcode, requests and those served here, and latencies.
@@ -202,7 +206,7 @@ class Pump:
             "bytes_written": state.bytes_written,
             "starved": state.starved,
             "refused": state.refused,
-            "free_slots": state.free_slots,
+            "free_slots": self._free_slots,
         }
 
     def close(self) -> None:

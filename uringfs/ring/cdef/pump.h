@@ -26,7 +26,8 @@ struct uf_pump {
     bool fast;
     struct uf_handle *handles;
     uint32_t handle_count;
-    uint32_t free_slots;
+    uint32_t offered;
+    uint32_t spares;
     bool armed;
     uint64_t requests[...];
     uint64_t fast_requests[...];

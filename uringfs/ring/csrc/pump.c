@@ -73,24 +73,49 @@ static uint64_t clock_ns(void)
 
 /* -- slots ------------------------------------------------------------------------------------ */
 
-static void offer_slot(struct uf_pump *p, uint32_t slot)
+/* Free slots are a stack, of which the kernel is offered the top, no more than its bursts of
+ * requests need: a slot used a moment ago is still in the caches, and one never used costs no
+ * memory. */
+static void put_slot(struct uf_pump *p, uint32_t slot)
 {
-    int mask = (int)p->free_ring_size - 1;
     p->slots[slot].state = UF_SLOT_FREE;
-    io_uring_buf_ring_add(p->free_ring, slot_data(p, slot) - UF_IN_SIZE,
-                          p->max_transfer + UF_IN_SIZE, (unsigned short)slot, mask,
-                          (int)p->returned++);
-    p->free_slots++;
+    p->spare[p->spares++] = (uint16_t)slot;
 }
 
-/* The request is done with; the kernel may fill the slot as soon as settle() has told it so. */
+static void offer_slots(struct uf_pump *p)
+{
+    int mask = (int)p->free_ring_size - 1, added = 0;
+    for (; p->spares && p->offered < p->window; p->offered++) {
+        uint16_t slot = p->spare[--p->spares];
+        io_uring_buf_ring_add(p->free_ring, slot_data(p, slot) - UF_IN_SIZE,
+                              p->max_transfer + UF_IN_SIZE, slot, mask, added++);
+    }
+    if (added)
+        io_uring_buf_ring_advance(p->free_ring, added);
+}
+
+/* Called when a slot of the window was taken. A window of which half was never needed in many
+ * requests is halved; one that was too small was doubled, by end_device(). */
+static void watch_window(struct uf_pump *p)
+{
+    if (p->offered < p->least_offered)
+        p->least_offered = p->offered;
+    if (++p->watched < UF_WATCH)
+        return;
+    if (p->least_offered > p->window / 2 && p->window > UF_WINDOW)
+        p->window /= 2;
+    p->least_offered = p->window;
+    p->watched = 0;
+}
+
+/* The request is done with; settle() may offer its slot to the kernel again. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
     struct uf_slot *s = &p->slots[slot];
     uint64_t ns = p->now_ns > s->arrived_ns ? p->now_ns - s->arrived_ns : 1;
     unsigned bucket = 63u - (unsigned)__builtin_clzll(ns);
     p->latency[s->opcode][bucket < UF_BUCKETS ? bucket : UF_BUCKETS - 1]++;
-    offer_slot(p, slot);
+    put_slot(p, slot);
 }
 
 /* -- queueing --------------------------------------------------------------------------------- */
@@ -435,7 +460,10 @@ static bool end_device(struct uf_pump *p, int res)
 {
     switch (res) {
     case -ENOBUFS:
-        p->starved++;
+        if (p->spares && p->window < p->slot_count)
+            p->window *= 2;
+        else
+            p->starved++;
         return false;
     case -ENOENT: /* the request was interrupted before it was read */
     case -EINTR:
@@ -458,9 +486,10 @@ static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint6
         p->armed = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-        p->free_slots--;
+        p->offered--;
+        watch_window(p);
         if (cqe->res <= 0)
-            offer_slot(p, slot);
+            put_slot(p, slot);
         else if (start_request(p, slot, (uint32_t)cqe->res))
             return false;
     }
@@ -512,11 +541,8 @@ static int arm(struct uf_pump *p)
 
 int uf_pump_settle(struct uf_pump *p)
 {
-    if (p->returned) {
-        io_uring_buf_ring_advance(p->free_ring, (int)p->returned);
-        p->returned = 0;
-    }
-    if (!p->armed && !p->stopping && p->free_slots)
+    offer_slots(p);
+    if (!p->armed && !p->stopping && p->offered)
         return arm(p);
     return 0;
 }
@@ -556,9 +582,11 @@ static int set_up(struct uf_pump *p)
     p->free_ring_size = size;
     p->serial = p->ring->pumps++ & UF_SERIAL_MASK;
     p->slots = calloc(p->slot_count, sizeof(*p->slots));
+    p->spare = calloc(p->slot_count, sizeof(*p->spare));
+    p->window = p->least_offered = UF_WINDOW;
     p->free_ring = mmap(NULL, size * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE,
                         MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
-    if (!p->slots || p->free_ring == MAP_FAILED)
+    if (!p->slots || !p->spare || p->free_ring == MAP_FAILED)
         return -ENOMEM;
     io_uring_buf_ring_init(p->free_ring);
     struct io_uring_buf_reg reg = {.ring_addr = (uint64_t)(uintptr_t)p->free_ring,
@@ -567,8 +595,8 @@ static int set_up(struct uf_pump *p)
     int rc = io_uring_register_buf_ring(&p->ring->uring, &reg, 0);
     if (rc < 0)
         return rc;
-    for (uint32_t slot = 0; slot < p->slot_count; slot++)
-        offer_slot(p, slot);
+    for (uint32_t slot = p->slot_count; slot-- > 0;)
+        put_slot(p, slot);
     p->ring->pump = p;
     return 0;
 }
@@ -650,8 +678,10 @@ void uf_pump_close(struct uf_pump *p)
     if (p->free_ring && p->free_ring != MAP_FAILED)
         munmap(p->free_ring, p->free_ring_size * sizeof(struct io_uring_buf));
     free(p->slots);
+    free(p->spare);
     p->free_ring = NULL;
     p->slots = NULL;
-    p->slot_count = p->free_slots = 0;
+    p->spare = NULL;
+    p->slot_count = p->spares = p->offered = 0;
     p->armed = false;
 }

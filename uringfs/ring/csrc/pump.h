@@ -19,6 +19,8 @@
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
 #define UF_OPCODES 64u
 #define UF_BUCKETS 40u
+#define UF_WINDOW 16u /* slots that are offered to the kernel at the least */
+#define UF_WATCH 4096u
 
 /* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
 struct uf_handle {
@@ -71,8 +73,12 @@ struct uf_pump {
     uint32_t serial; /* of this pump among those its ring has had */
     struct io_uring_buf_ring *free_ring;
     uint32_t free_ring_size;
-    uint32_t free_slots;
-    uint32_t returned; /* slots added to free_ring that the kernel has not been told of */
+    uint32_t offered;       /* free slots that the kernel may fill */
+    uint32_t window;        /* how many those may be */
+    uint32_t least_offered; /* there were, since watched was 0 */
+    uint32_t watched;       /* requests */
+    uint16_t *spare;        /* the other free slots, a stack */
+    uint32_t spares;
     bool armed;
     bool stopping;
     uint64_t now_ns;
