@@ -190,6 +190,18 @@ def test_the_policy_tells_the_kernel_what_to_cache(
     assert tree.do(tree.fs.opendir(ROOT_ID)).flags == directory
 
 
+@pytest.mark.parametrize("mappable", [True, False])
+def test_direct_writes_go_on_side_by_side_where_that_costs_no_mapping(
+    new_tree: NewTree, mappable: bool
+) -> None:
+    tree = new_tree()
+    tree.fs.negotiated(Features(direct_io_mmap=mappable))
+    entry, _made = tree.do(tree.fs.create(ROOT, ROOT_ID, b"file", os.O_RDWR, 0o600))
+    direct = tree.do(tree.fs.open(entry.nodeid, os.O_RDWR | os.O_DIRECT)).flags
+    assert bool(direct & Fopen.DIRECT_IO) == bool(direct & Fopen.PARALLEL_DIRECT_WRITES) == mappable
+    assert tree.do(tree.fs.open(entry.nodeid, os.O_RDWR)).flags == Fopen(0)
+
+
 def test_a_directory_is_read_in_pieces_from_anywhere(tree: Tree) -> None:
     names = {f"{n:03}-{'x' * 100}".encode() for n in range(50)}
     for name in names:

@@ -56,7 +56,7 @@ def test_an_option_asks_for_its_flag(
 
 
 def test_without_options_no_feature_is_on() -> None:
-    assert agree().features == Features()
+    assert agree().features == Features(direct_io_mmap=True)
 
 
 def test_no_readdir_asks_for_no_readdirplus() -> None:

@@ -218,6 +218,30 @@ def test_a_mapping_of_a_file_open_for_appending(pair: Pair) -> None:
     assert data[5:8] == data[PAGE + 5 : PAGE + 8] == b"map"
 
 
+def test_a_mapping_of_a_file_open_with_o_direct(pair: Pair) -> None:
+    """Mapped and direct data are one, and what was mapped goes back in parts of blocks too."""
+
+    def operation(top: Path) -> tuple[bytes, bytes, bytes]:
+        path = top / "file"
+        path.write_bytes(pattern(2 * PAGE + 100))
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        try:
+            with mmap.mmap(fd, 2 * PAGE + 100) as mapped, mmap.mmap(-1, PAGE) as block:
+                mapped[5:8] = mapped[2 * PAGE + 5 : 2 * PAGE + 8] = b"map"
+                mapped.flush()
+                assert os.preadv(fd, [block], 0) == PAGE
+                read = block[:10]
+                block[:] = b"d" * PAGE
+                assert os.pwritev(fd, [block], PAGE) == PAGE
+                return read, mapped[PAGE : PAGE + 10], path.read_bytes()
+        finally:
+            os.close(fd)
+
+    read, seen, after = pair.both(operation)
+    assert read[5:8] == after[2 * PAGE + 5 : 2 * PAGE + 8] == b"map"
+    assert seen == b"d" * 10
+
+
 def test_unlinked_while_open(pair: Pair) -> None:
     def operation(top: Path) -> tuple[bytes, int, list[str], int]:
         path = top / "file"

@@ -123,7 +123,7 @@ class Pair:
         result, expected = (
             outcome_of(operation, top, *args) for top in (self.mounted, self.oracle)
         )
-        assert result == expected
+        assert result == expected, (result, expected)
         if expected.error is not None:
             code = getattr(errno, expected.error)
             raise OSError(code, os.strerror(code))

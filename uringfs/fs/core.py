@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 
 from uringfs.config import CachePolicy, Config
 from uringfs.fs import syscalls
@@ -135,15 +134,22 @@ class Core:
     def _reopen_now(self, path_fd: int, flags: int) -> int:
         return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
 
-    def _fopen(self, mode: int) -> Fopen:
-        """How the kernel is to treat an open file of that type, by the cache policy."""
-        directory = stat.S_ISDIR(mode)
+    def _fopen_dir(self) -> Fopen:
+        """How the kernel is to treat an open directory, by the cache policy."""
+        always = self.config.cache_policy is CachePolicy.ALWAYS
+        return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if always else Fopen(0)
+
+    def _fopen(self, flags: int) -> Fopen:
+        """How the kernel is to treat a file opened with ``flags``, by the cache policy.
+
+        For O_DIRECT alone the kernel would send one write at a time.
+        """
         policy = self.config.cache_policy
-        if policy is CachePolicy.ALWAYS:
-            return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if directory else Fopen.KEEP_CACHE
-        if policy is CachePolicy.NEVER and not directory:
-            return Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
-        return Fopen(0)
+        fopen = Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else Fopen(0)
+        uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
+        if uncached or policy is CachePolicy.NEVER:
+            fopen |= Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
+        return fopen
 
     async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
         """The open file, or one opened for this request where the kernel opens none (no_open)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
@@ -39,7 +38,7 @@ class FileOps(Core):
     def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
         kept = self._backing_flags(flags) & ~os.O_TRUNC
         fh = self.handles.insert(nodeid, file, kept, self._traits(nodeid, file))
-        return Opened(fh, self._fopen(stat.S_IFREG))
+        return Opened(fh, self._fopen(flags))
 
     def _traits(self, nodeid: int, file: OwnedFd) -> int:
         """What compiled code may know of the file: MEMORY is asked for once for each device."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import OPEN_FLAGS, Core, check_name
@@ -112,9 +111,7 @@ class NameOps(Core):
         if self.features.no_opendir:
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        return Opened(
-            self.handles.insert(nodeid, file, flags & OPEN_FLAGS), self._fopen(stat.S_IFDIR)
-        )
+        return Opened(self.handles.insert(nodeid, file, flags & OPEN_FLAGS), self._fopen_dir())
 
     async def readdir(self, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
         """getdents64(2) from ``offset`` (0, or an entry's ``off``), ``size`` bytes at most.

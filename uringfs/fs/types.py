@@ -179,6 +179,8 @@ class Features:
     no_opendir: bool = False
     killpriv_v2: bool = False
     perfile_dax: bool = False
+    direct_io_mmap: bool = False
+    """Files opened with ``Fopen.DIRECT_IO`` can be mapped shared."""
 
 
 def is_safe_inode(mode: int) -> bool:

@@ -84,6 +84,7 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
         no_opendir=InitFlags.NO_OPENDIR_SUPPORT in flags,
         killpriv_v2=InitFlags.HANDLE_KILLPRIV_V2 in flags,
         perfile_dax=InitFlags.HAS_INODE_DAX in flags,
+        direct_io_mmap=InitFlags.DIRECT_IO_ALLOW_MMAP in flags,
     )
     return Agreement(flags, offer.max_readahead, max_background, max_write, features)
 

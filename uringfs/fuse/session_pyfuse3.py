@@ -34,6 +34,8 @@ MAX_WORKERS = 256
 READDIR_SIZE = 2048
 """Bytes of directory read at a time: about what fits in one reply with attributes."""
 BUFFER_SIZE = 1 << 20
+SECTOR = 512
+"""Bytes that an O_DIRECT write is a multiple of, at the least."""
 NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size")
 
 
@@ -281,7 +283,8 @@ class _Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         nodeid = self._fs.handles.nodeid_of(fh)
         flags = self._fs.handles.get(fh, nodeid).flags
-        cached = bool(flags & os.O_APPEND) and await self._looks_cached(nodeid, fh, off, len(buf))
+        doubtful = flags & os.O_APPEND or (flags & os.O_DIRECT and len(buf) % SECTOR)
+        cached = bool(doubtful) and await self._looks_cached(nodeid, fh, off, len(buf))
         if not flags & os.O_DIRECT or cached:
             return await self._fs.write(nodeid, fh, [memoryview(buf)], off, from_cache=cached)
         memory = self._buffers.take(len(buf))
@@ -292,10 +295,12 @@ class _Operations(pyfuse3.Operations):
         return count
 
     async def _looks_cached(self, nodeid: int, fh: int, off: int, size: int) -> bool:
-        """Whether a write by an appending handle is a mapped page that the kernel writes back.
+        """Whether a write is a mapped page that the kernel writes back, by a handle that appends
+        or has O_DIRECT.
 
-        pyfuse3 does not hand on FUSE_WRITE_CACHE. Whole pages inside the file are taken for such;
-        to append them would corrupt the file. What programs append begins at its end.
+        pyfuse3 does not hand on FUSE_WRITE_CACHE. Whole pages inside the file, and the end of its
+        last one, are taken for such: to append them would corrupt the file, and O_DIRECT refuses
+        part of a block. What programs append begins at the file's end.
         """
         if off % mmap.PAGESIZE:
             return False
