@@ -886,6 +886,31 @@ class TestEnd:
         devices[0].pump.close()
         devices[0].close_sockets()
 
+    def test_slots_are_offered_as_bursts_need_them(self, drive: Drive) -> None:
+        """Few as long as requests come one by one, more after a burst, and then few again."""
+
+        async def main(ring: Ring) -> None:
+            async with listening(ring, slots=64, max_transfer=4096) as device:
+
+                async def burst(size: int) -> int:
+                    for unique in [device.send(Opcode.GETATTR) for _ in range(size)]:
+                        assert (await device.receive(unique)).error == errno.ENOSYS
+                    await device.idle()
+                    offered: int = device.pump.stats()["offered"]
+                    return offered
+
+                few = await burst(1)
+                for _ in range(4):
+                    many = await burst(48)
+                assert few < many
+                while many > few:
+                    again = max([await burst(1) for _ in range(4200)])
+                    assert again <= many
+                    many = await burst(1)
+                assert device.pump.stats()["starved"] == 0
+
+        drive(main)
+
     def test_again_and_again(self, drive: Drive) -> None:
         """Nothing registered is used up."""
 

@@ -207,6 +207,7 @@ class Pump:
             "starved": state.starved,
             "refused": state.refused,
             "free_slots": self._free_slots,
+            "offered": state.offered,
         }
 
     def close(self) -> None:

@@ -283,7 +283,13 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
 }
 
 /* A file system in memory has nothing to wait for, and offers no way to say so (FMODE_NOWAIT):
- * io_uring would hand the transfer to a thread, which costs far more than the transfer. */
+ * io_uring would hand the transfer to a thread. That costs far more than a small transfer; with
+ * a large one, this thread meanwhile copies the next. */
+static bool is_better_now(const struct uf_handle *h, uint32_t size)
+{
+    return h->flags & UF_HANDLE_MEMORY && size < UF_LARGE;
+}
+
 static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handle *h,
                          uint32_t size, uint64_t offset)
 {
@@ -304,7 +310,7 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     if (in->len != UF_IN_SIZE || !h || !is_transfer(p, arg.size, arg.offset) ||
         (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
         return false;
-    if (h->flags & UF_HANDLE_MEMORY) {
+    if (is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
@@ -338,7 +344,7 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     uint32_t differ = from_cache ? h->flags : arg.flags ^ h->flags;
     if (differ & p->flag_mask || (kill && !p->no_fsetid) || !make_room(p, 2))
         return false;
-    if (h->flags & UF_HANDLE_MEMORY && !kill) {
+    if (!kill && is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }

@@ -19,8 +19,9 @@
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
 #define UF_OPCODES 64u
 #define UF_BUCKETS 40u
-#define UF_WINDOW 16u /* slots that are offered to the kernel at the least */
+#define UF_WINDOW 4u /* slots that are offered to the kernel at the least */
 #define UF_WATCH 4096u
+#define UF_LARGE (256u << 10) /* bytes that are worth a thread to copy them */
 
 /* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
 struct uf_handle {
