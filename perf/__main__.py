@@ -1,4 +1,4 @@
-"""``python -m perf``: run, report, list, smoke."""
+"""``python -m perf``: run, scale, report, list, smoke."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf import cases, fio, metadata, report, targets
+from perf import cases, fio, metadata, report, scale, targets
 from perf.measure import Sampler, Settings
 from perf.model import Run
 from perf.run import interruptible, measure, workspace
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m perf", description="uringfs and others, measured.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_scale(commands)
     shown = commands.add_parser("report", help="print a run as Markdown")
     shown.add_argument("file", type=Path, metavar="FILE.json")
     shown.set_defaults(run=_report)
@@ -77,6 +78,32 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="on the disk")
     add("--out", type=Path, default=Path("perf.json"), metavar="FILE.json", help="the result")
     run.set_defaults(run=_run)
+
+
+def _add_scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    scaled = commands.add_parser(
+        "scale", help="cost against size", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = scaled.add_argument
+    add("curve", choices=tuple(scale.CURVES), help="what grows")
+    add("--target", action="append", default=[], metavar="NAME", help="native and dev-async")
+    add("--hp", type=Path, metavar="PATH", help="where passthrough_hp is")
+    add("--peer", action="append", default=[], metavar="NAME=COMMAND", help="as for run")
+    add("--counts", default="1000,10000,100000,1000000", metavar="N,N...", help="sizes, rising")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="a place to mount in")
+    scaled.set_defaults(run=_scale)
+
+
+def _scale(args: argparse.Namespace) -> int:
+    counts = [int(count) for count in args.counts.split(",")]
+    if counts != sorted(set(counts)) or counts[0] < scale.PER_DIRECTORY:
+        raise ValueError(f"counts rise, from {scale.PER_DIRECTORY} on")
+    served = targets.select(args.target or ["native", "dev-async"], args.hp, args.peer)
+    curve = scale.CURVES[args.curve]
+    with interruptible(), workspace(args.work) as work:
+        points = [point for target in served for point in curve(target, work, counts)]
+    print(scale.table(args.curve, points))
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:
