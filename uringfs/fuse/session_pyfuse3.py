@@ -8,12 +8,14 @@ had; and what it shows as inode number is the node id, for which the inode numbe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -76,12 +78,13 @@ class Pyfuse3Session:
     async def run(self, live: Callable[[], None]) -> None:
         """Mount and serve; ``live`` is called once the kernel has answered.
 
-        Raises RuntimeError where libfuse cannot mount; it has said why on stderr.
+        Raises RuntimeError where libfuse cannot mount, with what it says of that.
         """
         self._seam.install()
         self._fs.inodes.prefer_ino()
         self._operations.live = live
-        pyfuse3.init(self._operations, self._mountpoint, self._options)
+        with _heard():
+            pyfuse3.init(self._operations, self._mountpoint, self._options)
         try:
             if not self._stopping:
                 await pyfuse3.main(min_tasks=MAX_WORKERS, max_tasks=MAX_WORKERS)
@@ -104,6 +107,25 @@ class Pyfuse3Session:
     def requests(self) -> dict[str, int]:
         """How many requests were served, by operation."""
         return dict(self._operations.counts)
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Put what libfuse says on stderr into the RuntimeError that follows, or else into the log."""
+    with tempfile.TemporaryFile() as said, open(os.dup(2), "wb") as stderr:
+
+        def words() -> str:
+            os.dup2(stderr.fileno(), 2)
+            said.seek(0)
+            return "; ".join(said.read().decode(errors="replace").splitlines())
+
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except RuntimeError as exc:
+            raise RuntimeError(words() or str(exc)) from exc
+        if warning := words():
+            log.warning("%s", warning)
 
 
 def _mount_options(mount: MountConfig) -> set[str]:
