@@ -20,6 +20,9 @@ from perf.model import NATIVE, Target
 SESSIONS = ("dev", "pyfuse3")
 IO = {"async": "--async-io", "sync": "--no-async-io"}
 OURS = tuple(f"{session}-{io}" for session in SESSIONS for io in IO)
+UNPUMPED = "dev-unpumped"
+"""dev-async with its data path in Python: what the pump has to be worth its C beside. Measured
+only by name."""
 HP = "hp"
 HP_THREADS = (1, 4, 10, 32)
 NAMES = (NATIVE, *OURS, HP)
@@ -36,7 +39,8 @@ def native() -> Target:
 def ours(name: str) -> Target:
     """uringfs, from the interpreter that runs this."""
     session, _, io = name.partition("-")
-    server = ("--session", session, IO[io], "--log-level", "warning")
+    how = ("--async-io", "--no-pump") if name == UNPUMPED else (IO[io],)
+    server = ("--session", session, *how, "--log-level", "warning")
     command = (sys.executable, "-m", "uringfs", "mount", *server, *_UNCACHED, *_PLACES)
     return Target(name, command, name)
 
@@ -57,7 +61,7 @@ def peer(text: str) -> Target:
     """A peer of the user's, from ``NAME=COMMAND``. ValueError if that is not what it is."""
     name, _, command = text.partition("=")
     words = tuple(shlex.split(command))
-    taken = {NATIVE, *OURS, HP}
+    taken = {NATIVE, *OURS, UNPUMPED, HP}
     if not name or name in taken or not all(place in command for place in _PLACES):
         raise ValueError(
             f"{text!r} is not NAME=COMMAND with {{source}} and {{mountpoint}} in the command, "
@@ -74,7 +78,7 @@ def select(names: Iterable[str], hp: Path | None, peers: Sequence[str]) -> list[
     for name in chosen:
         if name == NATIVE:
             targets.append(native())
-        elif name in OURS:
+        elif name in (*OURS, UNPUMPED):
             targets.append(ours(name))
         elif name.partition("-")[0] == HP:
             targets += _hp(name, hp)

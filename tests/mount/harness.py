@@ -37,8 +37,12 @@ COMBINATIONS = [
         ("pool", ("--no-async-io", "--thread-pool-size=4")),
     )
 ]
-WITHOUT_POOL = [each for each in COMBINATIONS if not each.name.endswith("pool")]
-"""For what has nothing to do with threads."""
+COMBINATIONS.append(
+    # What the pump does in C, in Python over the ring's futures: the reference it has to agree with.
+    Combination("dev-unpumped", ("--session=dev", "--async-io", "--no-pump"))
+)
+WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
+"""For what has nothing to do with threads, or with the pump."""
 
 
 def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
