@@ -38,7 +38,7 @@ COMBINATIONS = [
     )
 ]
 COMBINATIONS.append(
-    # What the pump does in C, in Python over the ring's futures: the reference it has to agree with.
+    # What the pump does in C, in Python over the ring's futures: it has to agree with this.
     Combination("dev-unpumped", ("--session=dev", "--async-io", "--no-pump"))
 )
 WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
