@@ -205,7 +205,8 @@ static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
     if (timeout_ns > 0 && timeout_ns < patience)
         patience = timeout_ns;
     int64_t end = start + patience;
-    submitted(r, io_uring_submit_and_get_events(&r->uring));
+    if (io_uring_sq_ready(&r->uring))
+        submitted(r, io_uring_submit_and_get_events(&r->uring));
     r->spins++;
     do {
         /* What completes at once is no find. */
@@ -214,7 +215,7 @@ static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
             r->spin_misses = 0;
             return true;
         }
-        for (int i = 0; i < 16; i++)
+        for (int i = 0; i < 4; i++)
             cpu_relax();
     } while (now_ns() < end);
     if (++r->spin_misses >= 4)
