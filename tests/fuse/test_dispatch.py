@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from struct import Struct
 
 import pytest
 
@@ -273,6 +274,10 @@ class TestData:
         assert connection.ask(Opcode.POLL, arguments, nodeid=nodeid).error == errno.ENOSYS
 
 
+DIRENT = Struct("=QQII")
+"""struct fuse_dirent, but for the name."""
+
+
 class TestDirectories:
     def names(self, body: bytes, plus: bool) -> list[tuple[bytes, int, int]]:
         """(name, offset after it, node id)"""
@@ -282,9 +287,9 @@ class TestDirectories:
             if plus:
                 nodeid = abi.ENTRY_OUT.unpack_from(body, at)[0]
                 at += abi.ENTRY_OUT.size
-            ino, off, length, _ = abi.DIRENT.unpack_from(body, at)
+            ino, off, length, _ = DIRENT.unpack_from(body, at)
             assert ino
-            at += abi.DIRENT.size
+            at += DIRENT.size
             entries.append((body[at : at + length], off, nodeid))
             at += (length + 7) & ~7
         assert at == len(body)

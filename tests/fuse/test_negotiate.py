@@ -64,6 +64,11 @@ def test_no_readdir_asks_for_no_readdirplus() -> None:
     assert InitFlags.DO_READDIRPLUS not in agree(no_readdir=True).flags
 
 
+def test_what_may_not_be_kept_is_not_looked_up_with_readdirplus() -> None:
+    assert InitFlags.DO_READDIRPLUS in agree(attr_timeout=0).flags
+    assert InitFlags.DO_READDIRPLUS not in agree(attr_timeout=0, entry_timeout=0).flags
+
+
 def test_the_reply_says_what_was_agreed() -> None:
     agreement = agree()
     fields = agreement.fields()

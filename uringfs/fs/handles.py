@@ -24,6 +24,8 @@ FAST = 1 << 31
 """In a row's flags: a regular file whose transfers need no decision."""
 MEMORY = 1 << 30
 """In a row's flags: the file system is memory, and never waits. The other flags are O_*."""
+LIST = 1 << 28
+"""In a row's flags: a directory whose entries are listed as getdents64(2) gives them."""
 LOCKED = 1 << 29
 """In the flags of row 0, see set_locked."""
 
@@ -72,7 +74,7 @@ class HandleMap:
     def insert(self, nodeid: int, file: OwnedFd, flags: int, traits: int = 0) -> int:
         """Enter an open file and return its ``fh``, which is not used again.
 
-        ``traits`` are FAST and MEMORY, for the table. The low half of ``fh`` is its row in
+        ``traits`` are FAST, MEMORY and LIST, for the table. The low half of ``fh`` is its row in
         the table. OSError ENFILE: there are too many.
         """
         index = self._free.pop() if self._free else len(self._handles) + 1

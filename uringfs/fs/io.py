@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
-from uringfs.fs.types import Buffers, Caller, OwnedFd, PlainIO
+from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd, PlainIO
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +61,9 @@ class FileIO(Protocol):
 
     async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
         """ftruncate(2)."""
+
+    async def getdents64(self, fd: int, offset: int, size: int) -> list[Dirent]:
+        """getdents64(2) from ``offset``, ``size`` bytes at most."""
 
     async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
         """mkdirat(2)."""

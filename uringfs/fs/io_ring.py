@@ -18,7 +18,7 @@ from typing import ParamSpec, TypeVar
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting_as, without_fsetid
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
-from uringfs.fs.types import Buffers, Caller, OwnedFd
+from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd
 from uringfs.ring import Ring
 
 P = ParamSpec("P")
@@ -139,6 +139,10 @@ class RingFileIO:
             return
         personality = self.personalities.get(None, kill_suidgid)
         await self._ring.ftruncate(fd, length, personality=personality)
+
+    async def getdents64(self, fd: int, offset: int, size: int) -> list[Dirent]:
+        io = self._threads if self._ring.is_busy else self._here
+        return await io.getdents64(fd, offset, size)
 
     async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
         if not self._ring.is_busy:

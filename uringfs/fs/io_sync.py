@@ -12,7 +12,7 @@ from aiofiles.os import wrap
 
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting_as, without_fsetid
-from uringfs.fs.types import Buffers, Caller, OwnedFd, PlainIO
+from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd, PlainIO
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +57,9 @@ class SyncFileIO:
 
     async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
         await self.call(_ftruncate, fd, length, kill_suidgid)
+
+    async def getdents64(self, fd: int, offset: int, size: int) -> list[Dirent]:
+        return await self.call(syscalls.getdents64, fd, offset, size)
 
     async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
         await self.call(_mkdirat, dir_fd, name, mode, caller)

@@ -7,6 +7,7 @@ import os
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import OPEN_FLAGS, Core, check_name
+from uringfs.fs.handles import LIST
 from uringfs.fs.types import ROOT_ID, Caller, Dirent, Entry, Opened, OwnedFd
 
 
@@ -111,7 +112,10 @@ class NameOps(Core):
         if self.features.no_opendir:
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        return Opened(self.handles.insert(nodeid, file, flags & OPEN_FLAGS), self._fopen_dir())
+        traits = 0 if self.config.no_readdir else LIST
+        return Opened(
+            self.handles.insert(nodeid, file, flags & OPEN_FLAGS, traits), self._fopen_dir()
+        )
 
     async def readdir(self, nodeid: int, fh: int, offset: int, size: int) -> list[Dirent]:
         """getdents64(2) from ``offset`` (0, or an entry's ``off``), ``size`` bytes at most.
@@ -121,8 +125,7 @@ class NameOps(Core):
         if self.config.no_readdir:
             return []
         handle = await self._handle(fh, nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        os.lseek(handle.file.fd, offset, os.SEEK_SET)
-        return syscalls.getdents64(handle.file.fd, size)
+        return await self.io.getdents64(handle.file.fd, offset, size)
 
     async def releasedir(self, nodeid: int, fh: int) -> None:
         """Close a directory."""

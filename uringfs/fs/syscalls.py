@@ -156,19 +156,22 @@ def faccessat(dir_fd: int, path: bytes, mode: int, flags: int) -> None:
 
 
 _DIRENT = struct.Struct("=QqHB")
+_DIRENT_SIZE = _DIRENT.size
 
 
-def getdents64(fd: int, size: int) -> list[Dirent]:
-    """getdents64(2): the entries that fit in ``size`` bytes, empty at the end."""
+def getdents64(fd: int, offset: int, size: int) -> list[Dirent]:
+    """lseek(2) and getdents64(2): the entries that fit in ``size`` bytes, empty at the end."""
+    os.lseek(fd, offset, os.SEEK_SET)
     buf = ctypes.create_string_buffer(size)
     end = _getdents64(fd, buf, size)
     if end < 0:
         _raise()
-    raw, at, entries = buf.raw, 0, []
+    raw, at = buf.raw, 0
+    unpack, find, entries = _DIRENT.unpack_from, raw.index, []
     while at < end:
-        ino, off, reclen, kind = _DIRENT.unpack_from(raw, at)
-        start = at + _DIRENT.size
-        entries.append(Dirent(ino, off, kind, raw[start : raw.index(b"\0", start)]))
+        ino, off, reclen, kind = unpack(raw, at)
+        start = at + _DIRENT_SIZE
+        entries.append((ino, off, kind, raw[start : find(0, start)]))
         at += reclen
     return entries
 

@@ -133,13 +133,10 @@ class Opened(NamedTuple):
     flags: Fopen
 
 
-class Dirent(NamedTuple):
-    """One directory entry; ``off`` is the position after it, ``type`` one of DT_* (dirent(3))."""
+Dirent = tuple[int, int, int, bytes]
+"""One directory entry: ino, off (the position after it), type (one of DT_*, dirent(3)), name.
 
-    ino: int
-    off: int
-    type: int
-    name: bytes
+Plain, since a listing makes thousands."""
 
 
 class FileLock(NamedTuple):

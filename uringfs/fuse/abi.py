@@ -9,7 +9,8 @@ the system call as a negative one and gets its EINVAL.
 from __future__ import annotations
 
 import enum
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from struct import Struct
 
 from uringfs.fs.types import Entry, Statx
@@ -213,12 +214,17 @@ IOCTL_OUT = Struct("=iIII")
 POLL_OUT = Struct("=I4x")
 LSEEK_OUT = Struct("=Q")
 COPY_FILE_RANGE_OUT = Struct("=Q")
-DIRENT = Struct("=QQII")
 
 EXT_HEADER = Struct("=II")
 SECCTX_HEADER = Struct("=II")
 SECCTX = Struct("=I4x")
 SUPP_GROUPS = Struct("=I")
+
+
+@cache
+def dirent(length: int) -> Callable[..., bytes]:
+    """What packs ino, off, namelen, type and a name of that length: struct fuse_dirent, padded."""
+    return Struct(f"=QQII{length}s{-length % 8}x").pack
 
 
 def reply_struct(body: Struct) -> Struct:

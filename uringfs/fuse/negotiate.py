@@ -97,7 +97,8 @@ def _by_options(config: Config) -> InitFlags:
         flags |= InitFlags.CACHE_SYMLINKS
     else:
         flags |= InitFlags.AUTO_INVAL_DATA
-    if not config.no_readdir:
+    if not config.no_readdir and (config.entry_timeout or config.attr_timeout):
+        # Where nothing may be kept, what readdirplus looks up is of no use.
         flags |= InitFlags.DO_READDIRPLUS | InitFlags.READDIRPLUS_AUTO
     if config.writeback:
         flags |= InitFlags.WRITEBACK_CACHE

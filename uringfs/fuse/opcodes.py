@@ -20,7 +20,6 @@ from uringfs.fs.types import (
     UTIME_NOW,
     Buffers,
     Caller,
-    Dirent,
     FileLock,
     SetAttr,
     Timespec,
@@ -41,7 +40,6 @@ MAX_RW_COUNT = 0x7FFFF000
 LARGEST_DIRENT = 280
 """Bytes of getdents64(2) for a name of 255 bytes."""
 _EMPTY_ENTRY = bytes(abi.ENTRY_OUT.size)
-_PADDING = [b"\0" * (-n % 8) for n in range(8)]
 
 
 class Operation(NamedTuple):
@@ -279,13 +277,6 @@ def _opendir(d: Dispatcher, r: Request, flags: int, _open_flags: int) -> Any:
     return d.fs.opendir(r.nodeid, flags)
 
 
-def _dirent(dirent: Dirent) -> bytes:
-    name = dirent.name
-    length = len(name)
-    packed = abi.DIRENT.pack(dirent.ino, dirent.off, length, dirent.type)
-    return b"%b%b%b" % (packed, name, _PADDING[length & 7])
-
-
 async def _readdir(
     d: Dispatcher, r: Request, fh: int, offset: int, size: int, *_ignored: int
 ) -> bytes:
@@ -293,8 +284,9 @@ async def _readdir(
     left = size
     packed = []
     dirents = await d.fs.readdir(r.nodeid, fh, offset, max(size, LARGEST_DIRENT))
-    for dirent in dirents:
-        one = _dirent(dirent)
+    for ino, off, kind, name in dirents:
+        length = len(name)
+        one = abi.dirent(length)(ino, off, length, kind, name)
         left -= len(one)
         if left < 0:
             break
@@ -317,12 +309,13 @@ async def _readdirplus(
     packed: list[bytes] = []
     # An entry takes about five times here what it takes in getdents64, which would read in vain.
     dirents = await d.fs.readdir(r.nodeid, fh, offset, max(size // 5, LARGEST_DIRENT))
-    for dirent in dirents:
-        one = _dirent(dirent)
+    for ino, off, kind, name in dirents:
+        length = len(name)
+        one = abi.dirent(length)(ino, off, length, kind, name)
         left -= len(one) + abi.ENTRY_OUT.size
         if left < 0:
             break
-        packed += await _looked_up(d, r.nodeid, dirent.name), one
+        packed += await _looked_up(d, r.nodeid, name), one
     if dirents and not packed:
         raise _error(errno.EINVAL)
     return b"".join(packed)

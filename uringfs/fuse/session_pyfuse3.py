@@ -348,10 +348,10 @@ class _Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         nodeid = self._fs.handles.nodeid_of(fh)
         while entries := await self._fs.readdir(nodeid, fh, start_id, READDIR_SIZE):
-            for dirent in entries:
-                if not await self._emit(nodeid, dirent.name, dirent.off, dirent.ino, token):
+            for ino, off, _type, name in entries:
+                if not await self._emit(nodeid, name, off, ino, token):
                     return
-            start_id = entries[-1].off
+                start_id = off
 
     async def _emit(
         self, parent: int, name: bytes, off: int, ino: int, token: pyfuse3.ReaddirToken

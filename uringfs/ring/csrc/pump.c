@@ -6,8 +6,8 @@
  * two entries: the transfer on the backing file, and behind it the reply, written before it is
  * known whether the transfer will succeed. If it does, in full, the kernel goes on to the reply by
  * itself and only the reply posts a completion. If not, the chain breaks, the transfer posts its
- * result, and the right reply is written then. FSYNC and FLUSH are served too; everything else
- * goes to Python.
+ * result, and the right reply is written then. FSYNC, FLUSH and READDIR are served too; everything
+ * else goes to Python.
  *
  * A slot is one page and then the data: a request is read to the end of that page, so that what
  * follows the 80 bytes of a WRITE's headers is page-aligned, as O_DIRECT wants it.
@@ -25,6 +25,7 @@
  * where there is no room to queue one, it is written at once. */
 #include "pump.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -37,6 +38,7 @@
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
 #define UF_BUFFER_GROUP 0
 #define UF_SERIAL_MASK 0xffffffu
+#define UF_LEAST_LISTING 1024 /* holds an entry with the longest of names */
 #define UF_MAX_ERROR 511 /* the device refuses replies with greater numbers: fuse_dev_do_write() */
 
 #ifndef FUSE_WRITE_KILL_SUIDGID
@@ -205,13 +207,14 @@ static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot
 
 /* -- requests --------------------------------------------------------------------------------- */
 
-static struct uf_handle *find_handle(struct uf_pump *p, uint64_t fh, uint64_t nodeid)
+static struct uf_handle *find_handle(struct uf_pump *p, uint64_t fh, uint64_t nodeid,
+                                     uint32_t trait)
 {
     uint32_t index = (uint32_t)fh;
     if (!index || index >= p->handle_count) /* row 0 is no handle's */
         return NULL;
     struct uf_handle *h = &p->handles[index];
-    if (h->fh != fh || h->nodeid != nodeid || !(h->flags & UF_HANDLE_FAST))
+    if (h->fh != fh || h->nodeid != nodeid || !(h->flags & trait))
         return NULL;
     return h;
 }
@@ -306,7 +309,7 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
 {
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (in->len != UF_IN_SIZE || !h || !is_transfer(p, arg.size, arg.offset) ||
         (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
         return false;
@@ -336,7 +339,7 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 {
     struct fuse_write_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (!h || !is_transfer(p, arg.size, arg.offset) || in->len != UF_IN_SIZE + arg.size)
         return false;
     bool kill = arg.write_flags & FUSE_WRITE_KILL_SUIDGID;
@@ -368,7 +371,7 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 {
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
         return false;
     claim(p, slot, h, 0);
@@ -383,13 +386,62 @@ static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_
 {
     struct fuse_flush_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid);
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || p->handles[0].flags & UF_HANDLE_LOCKED)
         return false;
     int duplicate = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
     int error = duplicate < 0 || close(duplicate) < 0 ? -errno : 0;
     p->fast_requests[FUSE_FLUSH]++;
     send_error(p, slot, error, UF_SLOT_REPLY);
+    return true;
+}
+
+static uint32_t pack_dirents(uint8_t *out, uint32_t room, const uint8_t *in, uint32_t length)
+{
+    uint32_t used = 0;
+    for (uint32_t at = 0; at < length;) {
+        const struct dirent64 *d = (const struct dirent64 *)(in + at);
+        struct fuse_dirent header = {.ino = d->d_ino,
+                                     .off = (uint64_t)d->d_off,
+                                     .namelen = (uint32_t)strlen(d->d_name),
+                                     .type = d->d_type};
+        uint32_t size = (uint32_t)FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + header.namelen);
+        if (size > room - used)
+            break;
+        memset(out + used + size - 8, 0, 8);
+        memcpy(out + used, &header, FUSE_NAME_OFFSET);
+        memcpy(out + used + FUSE_NAME_OFFSET, d->d_name, header.namelen);
+        used += size;
+        at += d->d_reclen;
+    }
+    return used;
+}
+
+/* Reading a directory may wait for a disk, and there is no operation of io_uring's for it. So it
+ * is done here only as long as nobody else would have to wait. */
+static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                           const void *body)
+{
+    struct fuse_read_in arg;
+    memcpy(&arg, body, sizeof(arg));
+    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_LIST);
+    uint64_t raw_at = ((uint64_t)arg.size + 7) & ~7ull;
+    if (in->len != UF_IN_SIZE || !h || p->ring->transfers || arg.size < UF_LEAST_LISTING ||
+        raw_at + arg.size > p->max_transfer)
+        return false;
+    uint8_t *data = slot_data(p, slot), *raw = data + raw_at;
+    struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
+    ssize_t length = lseek(h->fd, (off_t)arg.offset, SEEK_SET) < 0
+                         ? -1
+                         : getdents64(h->fd, raw, arg.size);
+    p->fast_requests[FUSE_READDIR]++;
+    if (length < 0) {
+        send_error(p, slot, -errno, UF_SLOT_REPLY);
+        return true;
+    }
+    uint32_t used = pack_dirents(data, arg.size, raw, (uint32_t)length);
+    fill_header(out, in->unique, (uint32_t)sizeof(*out) + used, 0);
+    send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
     return true;
 }
 
@@ -419,6 +471,8 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
         return start_fsync(p, slot, &in, message + sizeof(in));
     case FUSE_FLUSH:
         return answer_flush(p, slot, &in, message + sizeof(in));
+    case FUSE_READDIR:
+        return answer_readdir(p, slot, &in, message + sizeof(in));
     default:
         return false;
     }

@@ -34,6 +34,7 @@ struct uf_handle {
 };
 #define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
 #define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
+#define UF_HANDLE_LIST 0x10000000u   /* a directory that the pump may list */
 #define UF_HANDLE_LOCKED 0x20000000u /* in row 0: there are locks, which a FLUSH may drop */
 
 enum uf_slot_state {
