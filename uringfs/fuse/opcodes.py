@@ -238,6 +238,7 @@ def _flush(d: Dispatcher, r: Request, fh: int, owner: int) -> Any:
 
 def _release(d: Dispatcher, r: Request, fh: int, _flags: int, release_flags: int,
              owner: int) -> Any:  # fmt: skip
+    d.fs.drop_locks_of_handle(r.nodeid, fh)
     return d.fs.release(r.nodeid, fh)
 
 
