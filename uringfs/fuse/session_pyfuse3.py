@@ -401,7 +401,8 @@ class _Operations(pyfuse3.Operations):
 
     @_answers
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return (await self._fs.listxattr(inode)).split(b"\0")[:-1]
+        names = await self._fs.listxattr(inode, trusted=ctx.uid == 0)
+        return names.split(b"\0")[:-1]
 
     @_answers
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
