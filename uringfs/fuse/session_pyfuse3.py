@@ -133,6 +133,8 @@ def _mount_options(mount: MountConfig) -> set[str]:
     for name in ("ro", "allow_other", "default_permissions", "nosuid", "nodev", "noexec"):
         if getattr(mount, name):
             options.add(name)
+    if os.geteuid() == 0:  # to whom libfuse, too, gives nosuid and nodev unless told otherwise
+        options |= {name for name in ("suid", "dev") if f"no{name}" not in options}
     if mount.noatime:
         options.add("noatime")
     return options
