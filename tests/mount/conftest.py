@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import pytest
 from tests.mount.harness import COMBINATIONS, Combination, Mounted
 from tests.mount.trees import Pair
 
-EXT4_BYTES = 512 << 20
+IMAGE_BYTES = 512 << 20
 
 
 class NewMount(Protocol):
@@ -51,18 +52,31 @@ def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
         _umount(path)
 
 
-@pytest.fixture(scope="session")
-def ext4(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
-    """A directory on a fresh ext4, on a loop device."""
-    image, path = tmpfs / "ext4.img", tmp_path_factory.mktemp("ext4")
+@contextmanager
+def _on_loop_device(kind: str, image: Path, path: Path) -> Generator[Path]:
     with image.open("wb") as file:
-        file.truncate(EXT4_BYTES)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=30)
+        file.truncate(IMAGE_BYTES)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True, timeout=30)
     subprocess.run(["mount", "-o", "loop", image, path], check=True, timeout=30)
     try:
         yield path
     finally:
         _umount(path)
+        image.unlink()
+
+
+@pytest.fixture(scope="session")
+def ext4(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
+    """A directory on a fresh ext4, on a loop device."""
+    with _on_loop_device("ext4", tmpfs / "ext4.img", tmp_path_factory.mktemp("ext4")) as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def xfs(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
+    """A directory on a fresh xfs, on a loop device."""
+    with _on_loop_device("xfs", tmpfs / "xfs.img", tmp_path_factory.mktemp("xfs")) as path:
+        yield path
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mount.trees import Pair
+from tests.mount.trees import Pair, outcome_of
 
 SECOND = 10**9
+IN_OPEN = 0x20
 UTIME_OMIT = (1 << 30) - 2
 
 
@@ -162,6 +164,48 @@ def test_access(pair: Pair) -> None:
         return [*answers, os.access(top / "missing", os.F_OK)]
 
     assert pair.both(operation) == [True, True, True, False, False]
+
+
+def opened_in(directory: Path, work: Callable[[], object]) -> set[str]:
+    """The names that anybody opened there meanwhile, but for O_PATH (inotify(7))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(libc.inotify_init1(os.O_NONBLOCK), "rb", buffering=0) as events:
+        assert libc.inotify_add_watch(events.fileno(), os.fsencode(directory), IN_OPEN) >= 0
+        work()
+        data, names = events.read() or b"", set()
+    while data:
+        _watch, _mask, _cookie, length = struct.unpack_from("=iIII", data)
+        names.add(os.fsdecode(data[16 : 16 + length].rstrip(b"\0")))
+        data = data[16 + length :]
+    return names
+
+
+def test_special_files_are_never_opened_by_the_server(pair: Pair) -> None:
+    """To open a FIFO or a device is an act of its own; its client does that, on the mount."""
+    kinds = {"fifo": stat.S_IFIFO, "char": stat.S_IFCHR, "block": stat.S_IFBLK}
+    for name, kind in (kinds | {"socket": stat.S_IFSOCK}).items():
+        pair.both(lambda top, n=name, k=kind: os.mknod(top / n, k | 0o666, os.makedev(1, 5)))
+    pair.both(lambda top: (top / "file").touch())
+
+    def use(top: Path) -> None:
+        for name in (*kinds, "socket"):
+            path = top / name
+            os.chmod(path, 0o644)
+            os.chown(path, 12, 34)
+            os.utime(path, ns=(1, 2))
+            os.setxattr(path, "trusted.x", b"1")
+            assert os.access(path, os.R_OK)
+            assert outcome_of(os.truncate, path, 0).error == "EINVAL"
+            os.link(path, top / f"{name}2")
+            os.rename(top / f"{name}2", top / f"{name}3")
+            assert os.getxattr(top / f"{name}3", "trusted.x") == b"1"
+        os.close(os.open(top / "fifo", os.O_RDWR))
+        os.close(os.open(top / "char", os.O_RDWR))
+        assert outcome_of(os.open, top / "socket", os.O_RDWR).error == "ENXIO"
+        os.close(os.open(top / "file", os.O_RDWR))
+
+    names = opened_in(pair.source, lambda: pair.both(use))
+    assert names - {""} == {"file"}  # "" is the directory
 
 
 VALUES = [b"", b"text", bytes(range(256)), b"x" * 2000]

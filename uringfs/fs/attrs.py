@@ -63,10 +63,17 @@ class AttrOps(Core):
         path = self._xattr_path(nodeid)
         return os.getxattr(_magic(path), name)
 
-    async def listxattr(self, nodeid: int) -> bytes:
-        """listxattr(2): every name, each with a NUL after it."""
+    async def listxattr(self, nodeid: int, trusted: bool = True) -> bytes:
+        """listxattr(2): every name, each with a NUL after it.
+
+        ``trusted``: also names in that space, which are for root (xattr(7)). The kernel keeps
+        their values from others by itself, but lists what it is told.
+        """
         path = self._xattr_path(nodeid)
-        return b"".join(os.fsencode(name) + b"\0" for name in os.listxattr(_magic(path)))
+        names = os.listxattr(_magic(path))
+        if not trusted:
+            names = [name for name in names if not name.startswith("trusted.")]
+        return b"".join(os.fsencode(name) + b"\0" for name in names)
 
     async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
         """setxattr(2); flags XATTR_CREATE, XATTR_REPLACE."""

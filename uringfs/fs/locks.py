@@ -5,6 +5,9 @@ an open file description of its own for each file it locks, and its locks are op
 description locks on that (fcntl(2), "Open file description locks"). They go when the description
 is closed. A BSD lock belongs to an open file, which is what a handle is (flock(2)).
 
+The clients' own open file description locks arrive as POSIX locks of an owner that no close(2)
+names; the kernel tells of their end only by releasing the handle that they were taken by.
+
 One thing POSIX has and these have not: nobody notices a deadlock (EDEADLK).
 """
 
@@ -36,12 +39,13 @@ _FLOCK_OPERATIONS = {
 
 
 class _Holder:
-    """One owner's description of one file, and the process that the owner is."""
+    """One owner's description of one file, the handle it came by, and the process it is."""
 
-    __slots__ = ("file", "pid")
+    __slots__ = ("fh", "file", "pid")
 
-    def __init__(self, file: OwnedFd, pid: int) -> None:
+    def __init__(self, file: OwnedFd, fh: int, pid: int) -> None:
         self.file = file
+        self.fh = fh
         self.pid = pid
 
 
@@ -134,7 +138,7 @@ class LockOps(Core):
                 return
             file = await self._open_for_locks(nodeid)
             owners = self.locks.holders.setdefault(nodeid, {})
-            holder = owners.setdefault(owner, _Holder(file, lock.pid))
+            holder = owners.setdefault(owner, _Holder(file, fh, lock.pid))
             self.handles.set_locked(True)
         file = holder.file
         await self.locks.take(nodeid, lambda: _set(file, lock), wait)
@@ -145,6 +149,15 @@ class LockOps(Core):
         """close(2) of any descriptor of a file lets go of all POSIX locks its process has on it."""
         self.locks.drop(nodeid, owner)
         self.handles.set_locked(bool(self.locks.holders))
+
+    def drop_locks_of_handle(self, nodeid: int, fh: int) -> None:
+        """The last close(2) of a file lets go of what is its own: locks that name it for owner.
+
+        A process that locked by this handle had it open, and has closed it: its locks are gone.
+        """
+        owners = self.locks.holders.get(nodeid, {})
+        for owner in [owner for owner, holder in owners.items() if holder.fh == fh]:
+            self.drop_locks(nodeid, owner)
 
     async def flock(self, nodeid: int, fh: int, type: int, wait: bool = False) -> None:
         """flock(2); ``type`` is F_RDLCK (shared), F_WRLCK (exclusive) or F_UNLCK."""

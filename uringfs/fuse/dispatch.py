@@ -165,11 +165,13 @@ class Dispatcher:
 
     def _waited(self, operation: Operation, request: Request, task: asyncio.Task[Any]) -> None:
         self._waiting.pop(request.unique, None)
-        try:
-            reply = self._reply(operation, request, task.result())
-        except (Exception, asyncio.CancelledError) as exc:
-            reply = self._failed(operation, request, exc)
-        request.finish(reply)
+        # Raised here, the exception would know this frame, the frame the task, and the task the
+        # exception: what the request held, a descriptor and its locks, would outlive it.
+        exc = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if exc is None:
+            request.finish(self._reply(operation, request, task.result()))
+        else:
+            request.finish(self._failed(operation, request, exc))
 
     def _reply(self, operation: Operation, request: Request, value: Any) -> Reply:
         if operation.reply is None:

@@ -133,6 +133,8 @@ def _mount_options(mount: MountConfig) -> set[str]:
     for name in ("ro", "allow_other", "default_permissions", "nosuid", "nodev", "noexec"):
         if getattr(mount, name):
             options.add(name)
+    if os.geteuid() == 0:  # to whom libfuse, too, gives nosuid and nodev unless told otherwise
+        options |= {name for name in ("suid", "dev") if f"no{name}" not in options}
     if mount.noatime:
         options.add("noatime")
     return options
@@ -401,7 +403,8 @@ class _Operations(pyfuse3.Operations):
 
     @_answers
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return (await self._fs.listxattr(inode)).split(b"\0")[:-1]
+        names = await self._fs.listxattr(inode, trusted=ctx.uid == 0)
+        return names.split(b"\0")[:-1]
 
     @_answers
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
