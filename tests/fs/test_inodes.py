@@ -147,7 +147,7 @@ class InodeMachine(RuleBasedStateMachine):
         known.lookups = max(0, known.lookups - count)
         if known.lookups == 0:
             del self.known[nodeid]
-            if self.owner[known.mount, known.ino] == nodeid:
+            if self.owner.get((known.mount, known.ino)) == nodeid:
                 del self.owner[known.mount, known.ino]
 
     @rule(data=st.data())
