@@ -18,8 +18,8 @@ from tests.mount.harness import Mounted
 from uringfs.control import ask, socket_path
 
 VERIFY = [
-    "fio", "--thread", "--name=verify", "--size=8M", "--bs=4k", "--verify=crc32c", "--verify_state_save=0",
-    "--verify_fatal=1", "--output-format=terse",
+    "fio", "--thread", "--name=verify", "--size=8M", "--bs=4k", "--verify=crc32c",
+    "--verify_state_save=0", "--verify_fatal=1", "--output-format=terse",
 ]  # fmt: skip
 
 
