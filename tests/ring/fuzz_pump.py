@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from tests.ring.device import NODE, Device, message
 from uringfs.fs.credentials import without_fsetid
-from uringfs.fs.handles import ENTRY, FAST, MEMORY
+from uringfs.fs.handles import ENTRY, FAST, LIST, MEMORY
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.ring import Ring
@@ -89,6 +89,9 @@ class Fuzzer:
             device.open(disk, os.O_RDWR | os.O_DIRECT),
             device.open(disk, traits=0),
             device.open(directory, os.O_RDONLY | os.O_DIRECTORY),
+            device.open(directory, os.O_RDONLY | os.O_DIRECTORY, LIST),
+            device.open(Path("/proc"), os.O_RDONLY | os.O_DIRECTORY, LIST),
+            device.open(disk, traits=LIST),
             device.open(reader),  # never readable: every read hangs until it is interrupted
             device.open(writer),
             device.open(Path("/dev/null")),
@@ -153,6 +156,9 @@ class Fuzzer:
         data = self.random.randbytes(min(size, MAX_TRANSFER + 1))
         return Opcode.WRITE, abi.WRITE_IN.pack(self.fh(), offset, size, how, 0, self.flags()) + data
 
+    def readdir(self) -> tuple[int, bytes]:
+        return Opcode.READDIR, self.read()[1]
+
     def fsync(self) -> tuple[int, bytes]:
         return Opcode.FSYNC, abi.FSYNC_IN.pack(self.fh(), self.number(32))
 
@@ -168,7 +174,7 @@ class Fuzzer:
         return flags - (1 << 32) if flags >> 31 else flags
 
     shapes: tuple[Callable[[Fuzzer], tuple[int, bytes]], ...] = (
-        read, read, read, write, write, write, fsync, flush, other,
+        read, read, read, write, write, write, readdir, fsync, flush, other,
     )  # fmt: skip
 
     # A round

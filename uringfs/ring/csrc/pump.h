@@ -20,7 +20,7 @@
 #define UF_OPCODES 64u
 #define UF_BUCKETS 40u
 #define UF_WINDOW 4u /* slots that are offered to the kernel at the least */
-#define UF_WATCH 4096u
+#define UF_WATCH 1024u
 #define UF_LARGE (256u << 10) /* bytes that are worth a thread to copy them */
 
 /* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
