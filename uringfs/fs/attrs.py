@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import Core
-from uringfs.fs.credentials import acting_as
+from uringfs.fs.credentials import acting
 from uringfs.fs.types import UTIME_OMIT, Caller, OwnedFd, SetAttr, Statx, Timespec
 
 _OMIT = Timespec(0, UTIME_OMIT)
@@ -55,8 +56,8 @@ class AttrOps(Core):
     async def access(self, caller: Caller, nodeid: int, mask: int) -> None:
         """faccessat2(2) as the caller: OSError EACCES where it is denied."""
         path = self.inodes.open(nodeid)
-        with acting_as(caller):
-            syscalls.faccessat(path.fd, b"", mask, syscalls.AT_EMPTY_PATH | syscalls.AT_EACCESS)
+        flags = syscalls.AT_EMPTY_PATH | syscalls.AT_EACCESS
+        acting(caller, False, partial(syscalls.faccessat, path.fd, b"", mask, flags))
 
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """getxattr(2); OSError ENODATA where there is none, ENOSYS with xattr off."""

@@ -53,7 +53,7 @@ class OwnedFd:
 
 
 class Caller(NamedTuple):
-    """Who asks. ``groups`` are the supplementary groups, ``None`` when the session has none."""
+    """Who asks. ``groups`` are the supplementary groups, ``None`` if the session is not told."""
 
     uid: int
     gid: int
