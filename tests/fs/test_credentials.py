@@ -35,9 +35,11 @@ def identity(thread: str = "thread-self") -> Identity:
 
 
 def identities() -> list[Identity]:
-    """Those of every thread of this process, each once."""
+    """Those of every thread of this process, each once, but for io_uring's own threads."""
     different: list[Identity] = []
     for thread in os.listdir("/proc/self/task"):
+        if Path(f"/proc/self/task/{thread}/comm").read_text().startswith("iou-"):
+            continue
         one = identity(f"self/task/{thread}")
         if one not in different:
             different.append(one)

@@ -66,6 +66,7 @@ SIZES = {
     "SECCTX_HEADER": 8,
     "SETATTR_IN": 88,
     "SETXATTR_COMPAT_IN": 8,
+    "SETXATTR_EXT": 8,
     "SETXATTR_IN": 16,
     "STATFS_OUT": 80,
     "STATX": 256,

@@ -178,6 +178,8 @@ class Features:
     perfile_dax: bool = False
     direct_io_mmap: bool = False
     """Files opened with ``Fopen.DIRECT_IO`` can be mapped shared."""
+    posix_acl: bool = False
+    create_supp_group: bool = False
 
 
 def is_safe_inode(mode: int) -> bool:

@@ -38,7 +38,7 @@ READDIR_SIZE = 2048
 BUFFER_SIZE = 1 << 20
 SECTOR = 512
 """Bytes that an O_DIRECT write is a multiple of, at the least."""
-NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size")
+NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size", "posix_acl")
 
 
 def _answers(
