@@ -193,6 +193,8 @@ def test_a_server_thread_goes_back_to_itself(open_pair: Pair, shared_mount: Moun
         fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
         assert fields["Uid"].split() == ["0"] * 4
         assert fields["Gid"].split() == ["0"] * 4
+        assert sorted(map(int, fields["Groups"].split())) == sorted(os.getgroups())
+        assert fields["CapEff"] == fields["CapPrm"]
 
 
 @pytest.fixture
