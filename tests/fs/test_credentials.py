@@ -38,9 +38,12 @@ def identities() -> list[Identity]:
     """Those of every thread of this process, each once, but for io_uring's own threads."""
     different: list[Identity] = []
     for thread in os.listdir("/proc/self/task"):
-        if Path(f"/proc/self/task/{thread}/comm").read_text().startswith("iou-"):
+        try:
+            if Path(f"/proc/self/task/{thread}/comm").read_text().startswith("iou-"):
+                continue
+            one = identity(f"self/task/{thread}")
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             continue
-        one = identity(f"self/task/{thread}")
         if one not in different:
             different.append(one)
     return different
