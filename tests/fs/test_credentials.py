@@ -293,6 +293,30 @@ def test_without_a_way_back_the_process_ends() -> None:
     assert "cannot take back the server's own credentials" in done.stderr
 
 
+NOT_ALLOWED = """
+import os
+from uringfs.fs.credentials import acting
+from uringfs.fs.types import Caller
+for uid, gid in ((4321, 8765), (0, 8765), (4321, 0)):
+    try:
+        acting(Caller(uid, gid, groups=()), False, lambda: print("got there"))
+    except PermissionError:
+        print(os.getresuid(), os.getresgid(), os.getgroups())
+"""
+
+
+@pytest.mark.parametrize("lacking", ["setgid", "setuid"])
+def test_a_root_that_may_not_become_others_fails_and_stays_itself(lacking: str) -> None:
+    command = ["setpriv", "--clear-groups", f"--bounding-set=-{lacking}", sys.executable, "-c"]
+    done = subprocess.run(
+        [*command, NOT_ALLOWED], capture_output=True, text=True, timeout=30, check=True
+    )
+    itself = "(0, 0, 0) (0, 0, 0) []"
+    who_got_there = {"setgid": [], "setuid": ["got there"]}[lacking]
+    assert done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == [itself] * (3 - len(who_got_there)) + who_got_there
+
+
 def test_other_threads_stay_who_they_are(own: Identity, open_dir: Path) -> None:
     is_there, looked = threading.Event(), threading.Event()
     seen: list[Identity] = []

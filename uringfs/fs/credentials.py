@@ -102,10 +102,18 @@ class _Own:
             syscalls.set_caps(*self._caps)
         self.away = False
 
+    def is_back(self) -> bool:
+        """What the kernel says; who may not change groups has not left, nor can come back."""
+        ids, groups = (os.geteuid(), os.getegid()), tuple(os.getgroups())
+        caps = None if self._caps is None else syscalls.get_caps()
+        return (ids, groups, caps) == ((_OWN_UID, _OWN_GID), self._groups, self._caps)
+
 
 def _come_back_or_abort(own: _Own) -> None:
     try:
         own.come_back()
     except BaseException:
+        if own.is_back():
+            return
         log.critical("cannot take back the server's own credentials", exc_info=True)
         os.abort()
