@@ -26,7 +26,6 @@ SIZES = {
     "COPY_FILE_RANGE_IN": 56,
     "COPY_FILE_RANGE_OUT": 8,
     "CREATE_IN": 16,
-    "DIRENT": 24,
     "ENTRY_OUT": 128,
     "EXT_HEADER": 8,
     "FALLOCATE_IN": 32,
