@@ -244,6 +244,7 @@ def test_defaults_of_the_file_system() -> None:
         "writeback": False,
         "root_dir": "/",
         "xattr": False,
+        "posix_acl": False,
         "do_import": True,
         "no_open": False,
         "no_opendir": False,
@@ -263,6 +264,7 @@ def test_defaults_of_the_file_system() -> None:
         ({"no_open": True, "cache_policy": CachePolicy.ALWAYS}, {}, None),
         ({"writeback": True}, {}, None),
         ({"no_opendir": True}, {}, None),
+        ({"posix_acl": True}, {"xattr": True}, None),
     ],
 )
 def test_what_makes_no_sense_is_turned_off_and_said(
@@ -305,3 +307,11 @@ def test_wrong_usage_is_one_line(words: list[str], capsys: pytest.CaptureFixture
 def test_the_last_of_two_opposites_counts(word: str, option: str) -> None:
     assert parse_o([f"{option},{word}"]) == {option: False}
     assert parse_o([f"{word},{option}"]) == {option: True}
+
+
+def test_posix_acl_cannot_go_without_default_permissions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert mount("-o", "posix_acl", "--no-default-permissions") == Exit.USAGE
+    said = capsys.readouterr().err
+    assert re.fullmatch("uringfs: posix_acl needs default_permissions: .*\n", said)

@@ -128,6 +128,9 @@ class Config:
     )
     root_dir: str = dataclasses.field(default="/", metadata={})
     xattr: bool = _switch(False, "extended attributes; each write then costs a look at them")
+    posix_acl: bool = _switch(
+        False, "the kernel decides by POSIX ACLs; implies xattr, needs default_permissions"
+    )
     do_import: bool = dataclasses.field(default=True, metadata={})
     no_open: bool = _switch(False, "open nothing for open(2); needs cache_policy=always")
     no_opendir: bool = _switch(False, "open nothing for opendir(3)")
@@ -294,19 +297,20 @@ def _find_switch(key: str) -> tuple[Option, bool]:
 
 
 def settle(config: Config) -> Config:
-    """Turn off what another option leaves no sense; the log says so.
+    """Turn off what another option leaves no sense, and say so; turn on what one stands on.
 
     Without a cache there is nothing to write back. Without opens there is nothing that would
     tell the kernel to drop what it cached, so the cache must be one that is never dropped.
     """
     writeback, no_open = config.writeback, config.no_open
+    xattr = config.xattr or config.posix_acl
     if config.writeback and config.cache_policy is CachePolicy.NEVER:
         log.warning("writeback is off: cache_policy=never leaves nothing to write back")
         writeback = False
     if config.no_open and config.cache_policy is not CachePolicy.ALWAYS:
         log.warning("no_open is off: it needs cache_policy=always")
         no_open = False
-    return dataclasses.replace(config, writeback=writeback, no_open=no_open)
+    return dataclasses.replace(config, writeback=writeback, no_open=no_open, xattr=xattr)
 
 
 def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfig, ServerConfig]:
@@ -318,6 +322,8 @@ def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfi
     }
     for name, value in values.items():
         given[OPTIONS[name].section][name] = value
+    if values.get("posix_acl") and not values.get("default_permissions", True):
+        raise ConfigError("posix_acl needs default_permissions: it is the kernel that decides")
     return (
         settle(Config(**given[Config])),
         MountConfig(**given[MountConfig]),

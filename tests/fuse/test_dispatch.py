@@ -12,6 +12,7 @@ from struct import Struct
 import pytest
 
 from tests.fuse.kernel import ROOM, Connection, read_in, write_in
+from uringfs.fs.types import Features
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 
@@ -131,6 +132,24 @@ class TestAttributes:
         assert (here.st_atime_ns, here.st_mtime_ns) == (-5 * 10**9 + 700, 11 * 10**9 + 800)
         assert stat.S_IMODE(here.st_mode) == 0o640
         assert attr_of(body)[3] == -5
+
+    @pytest.mark.parametrize("posix_acl", [False, True])
+    def test_setxattr(self, connection: Connection, root: Path, posix_acl: bool) -> None:
+        """With posix_acl a message has two fields more (FUSE_SETXATTR_EXT)."""
+        connection.fs.negotiated(Features(posix_acl=posix_acl))
+        (root / "f").touch()
+        nodeid = connection.lookup(b"f")
+        fixed = (abi.SETXATTR_COMPAT_IN, abi.SETXATTR_IN)[posix_acl]
+        arguments = fixed.pack(5, os.XATTR_CREATE, *[0] * posix_acl)
+        parts = arguments, b"user.name\0a\0b\0c"
+        assert connection.ask(Opcode.SETXATTR, *parts, nodeid=nodeid) == (0, b"")
+        assert os.getxattr(root / "f", "user.name") == b"a\0b\0c"
+        assert connection.ask(Opcode.SETXATTR, *parts, nodeid=nodeid).error == errno.EEXIST
+        for wrong in (b"", b"user.name", b"user.name\0", b"user.name\0abcdef"):
+            answer = connection.ask(Opcode.SETXATTR, arguments, wrong, nodeid=nodeid)
+            assert answer.error == errno.EINVAL
+        cut = arguments[: abi.SETXATTR_COMPAT_IN.size]
+        assert connection.ask(Opcode.SETXATTR, cut, nodeid=nodeid).error == errno.EINVAL
 
     def test_setattr_of_nothing_changes_nothing(self, connection: Connection, root: Path) -> None:
         (root / "f").write_bytes(b"12345")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.kernel import ROOM, Connection, init_in, message, parse, read_in, write_in
-from uringfs.fs.types import Caller
+from uringfs.fs.types import Caller, Features
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.opcodes import OPERATIONS, Operation
@@ -76,6 +76,44 @@ class TestExtensions:
         )
         assert answer.error == 0
         assert connection.ask(Opcode.MKDIR, self.MKDIR, b"e\0", **who).error == errno.EACCES
+
+    @pytest.mark.parametrize(
+        ("features", "sent", "known"),
+        [
+            (Features(create_supp_group=True), (7, 8), (7, 8)),
+            (Features(create_supp_group=True), None, ()),
+            (Features(), None, None),
+            (Features(create_supp_group=True, posix_acl=True), (7,), None),
+            (Features(create_supp_group=True, posix_acl=True), None, None),
+        ],
+    )
+    def test_the_process_is_looked_at_where_the_kernel_does_not_say_enough(
+        self,
+        connection: Connection,
+        monkeypatch: pytest.MonkeyPatch,
+        features: Features,
+        sent: tuple[int, ...] | None,
+        known: tuple[int, ...] | None,
+    ) -> None:
+        seen: list[tuple[int, ...] | None] = []
+
+        def make(caller: Caller, *_: object) -> None:
+            seen.append(caller.groups)
+            raise OSError(errno.ENOSPC, "")
+
+        connection.fs.negotiated(features)
+        making = {
+            Opcode.MKDIR: self.MKDIR + b"n\0",
+            Opcode.MKNOD: abi.MKNOD_IN.pack(0o100600, 0, 0) + b"n\0",
+            Opcode.SYMLINK: b"n\0t\0",
+            Opcode.CREATE: abi.CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0) + b"n\0",
+            Opcode.TMPFILE: abi.CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0) + b"n\0",
+        }
+        extensions = b"" if sent is None else groups_extension(*sent)
+        for opcode, body in making.items():
+            monkeypatch.setattr(connection.fs, opcode.name.lower(), make)
+            assert connection.ask(opcode, body, extensions=extensions).error == errno.ENOSPC
+        assert seen == [known] * len(making)
 
     def test_a_security_context_becomes_an_attribute(
         self, connection: Connection, root: Path

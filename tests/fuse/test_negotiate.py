@@ -55,8 +55,29 @@ def test_an_option_asks_for_its_flag(
         assert getattr(agree(EVERYTHING & ~flag, **options).features, feature) is False
 
 
-def test_without_options_no_feature_is_on() -> None:
-    assert agree().features == Features(direct_io_mmap=True)
+def test_without_options_the_kernel_sends_groups_and_no_feature_is_on() -> None:
+    assert agree().features == Features(create_supp_group=True, direct_io_mmap=True)
+    without = InitFlags.CREATE_SUPP_GROUP | InitFlags.DIRECT_IO_ALLOW_MMAP
+    assert agree(EVERYTHING & ~without).features == Features()
+
+
+ACL_FLAGS = [InitFlags.POSIX_ACL, InitFlags.DONT_MASK, InitFlags.SETXATTR_EXT]
+
+
+def test_posix_acl_takes_all_that_it_needs_and_nothing_of_it_without() -> None:
+    agreement = agree(posix_acl=True)
+    assert agreement.features.posix_acl
+    for flag in ACL_FLAGS:
+        assert flag in agreement.flags
+        assert flag not in agree().flags
+
+
+@pytest.mark.parametrize("flag", ACL_FLAGS)
+def test_posix_acl_is_refused_where_a_part_is_missing(flag: InitFlags) -> None:
+    with pytest.raises(OSError, match="posix_acl: the kernel does not offer it") as caught:
+        agree(EVERYTHING & ~flag, posix_acl=True)
+    assert caught.value.errno == errno.EPROTO
+    assert agree(EVERYTHING & ~flag).features == agree().features
 
 
 def test_no_readdir_asks_for_no_readdirplus() -> None:

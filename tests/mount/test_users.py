@@ -10,29 +10,16 @@ import tempfile
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.mount.conftest import fresh
 from tests.mount.harness import TROUBLE, Combination, Mounted, as_user, wait_until
-from tests.mount.trees import Pair, outcome_of
+from tests.mount.trees import GROUP, TEAM, USER, Pair, as_user_on, outcome_of
 from uringfs.errors import Exit
 from uringfs.fuse.mounts import mount_at
 
-USER, GROUP, TEAM = 4321, 8765, 9999
 NOBODY = 65534
-
-
-def as_user_on(pair: Pair, work: Callable[[], Any], **who: Any) -> Any:
-    """The same work by the same user on the mount and on the oracle."""
-    user = {"uid": USER, "gid": GROUP, **who}
-    result, expected = (
-        outcome_of(lambda top=top: as_user(work=work, directory=top, **user))
-        for top in (pair.mounted, pair.oracle)
-    )
-    assert result == expected
-    return result.value if result.error is None else result.error
 
 
 @pytest.fixture
@@ -206,6 +193,8 @@ def test_a_server_thread_goes_back_to_itself(open_pair: Pair, shared_mount: Moun
         fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
         assert fields["Uid"].split() == ["0"] * 4
         assert fields["Gid"].split() == ["0"] * 4
+        assert sorted(map(int, fields["Groups"].split())) == sorted(os.getgroups())
+        assert fields["CapEff"] == fields["CapPrm"]
 
 
 @pytest.fixture

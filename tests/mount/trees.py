@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.mount.harness import as_user
+
+USER, GROUP, TEAM = 4321, 8765, 9999
+"""Somebody who is not root, the group that goes with it, and one more."""
+
 
 class Outcome(NamedTuple):
     """What an operation returned, or the name of the errno it failed with."""
@@ -133,3 +138,14 @@ class Pair:
         """The same trees; and the mount shows what lies in its source."""
         assert not differences(tree(self.mounted, xattrs=xattrs), tree(self.oracle, xattrs=xattrs))
         assert not differences(exact(self.mounted), exact(self.source))
+
+
+def as_user_on(pair: Pair, work: Callable[[], Any], **who: Any) -> Any:
+    """The same work by the same user on the mount and on the oracle."""
+    user = {"uid": USER, "gid": GROUP, **who}
+    result, expected = (
+        outcome_of(lambda top=top: as_user(work=work, directory=top, **user))
+        for top in (pair.mounted, pair.oracle)
+    )
+    assert result == expected
+    return result.value if result.error is None else result.error

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from uringfs.fs.credentials import without_fsetid
+from uringfs.fs.credentials import acting
 from uringfs.fs.handles import FAST, HandleMap
 from uringfs.fs.types import OwnedFd
 from uringfs.fuse import abi
@@ -220,8 +220,7 @@ async def listening(
     """A device whose pump is at work, and is idle again at the end."""
     no_fsetid = 0
     if can_kill:
-        with without_fsetid(True):
-            no_fsetid = ring.register_personality()
+        no_fsetid = acting(None, True, ring.register_personality)
     device = Device(
         ring, slots=slots, max_transfer=max_transfer, flag_mask=flag_mask, no_fsetid=no_fsetid
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.ring.device import NODE, Device, message
-from uringfs.fs.credentials import without_fsetid
+from uringfs.fs.credentials import acting
 from uringfs.fs.handles import ENTRY, FAST, LIST, MEMORY
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
@@ -58,8 +58,7 @@ class Fuzzer:
     def __init__(self, ring: Ring, directory: Path, memory: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.ring = ring
-        with without_fsetid(True):
-            no_fsetid = ring.register_personality()
+        no_fsetid = acting(None, True, ring.register_personality)
         self.device = Device(
             ring, slots=SLOTS, max_transfer=MAX_TRANSFER, no_fsetid=no_fsetid,
             flag_mask=os.O_DIRECT | os.O_APPEND,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
 from uringfs.fs import syscalls
-from uringfs.fs.core import Core
-from uringfs.fs.credentials import acting_as
+from uringfs.fs.core import Core, magic
+from uringfs.fs.credentials import acting
 from uringfs.fs.types import UTIME_OMIT, Caller, OwnedFd, SetAttr, Statx, Timespec
 
 _OMIT = Timespec(0, UTIME_OMIT)
@@ -55,13 +56,13 @@ class AttrOps(Core):
     async def access(self, caller: Caller, nodeid: int, mask: int) -> None:
         """faccessat2(2) as the caller: OSError EACCES where it is denied."""
         path = self.inodes.open(nodeid)
-        with acting_as(caller):
-            syscalls.faccessat(path.fd, b"", mask, syscalls.AT_EMPTY_PATH | syscalls.AT_EACCESS)
+        flags = syscalls.AT_EMPTY_PATH | syscalls.AT_EACCESS
+        acting(caller, False, partial(syscalls.faccessat, path.fd, b"", mask, flags))
 
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """getxattr(2); OSError ENODATA where there is none, ENOSYS with xattr off."""
         path = self._xattr_path(nodeid)
-        return os.getxattr(_magic(path), name)
+        return os.getxattr(magic(path), name)
 
     async def listxattr(self, nodeid: int, trusted: bool = True) -> bytes:
         """listxattr(2): every name, each with a NUL after it.
@@ -70,27 +71,33 @@ class AttrOps(Core):
         their values from others by itself, but lists what it is told.
         """
         path = self._xattr_path(nodeid)
-        names = os.listxattr(_magic(path))
+        names = os.listxattr(magic(path))
         if not trusted:
             names = [name for name in names if not name.startswith("trusted.")]
         return b"".join(os.fsencode(name) + b"\0" for name in names)
 
-    async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int) -> None:
-        """setxattr(2); flags XATTR_CREATE, XATTR_REPLACE."""
+    async def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int, outsider: Caller | None = None
+    ) -> None:
+        """setxattr(2); flags XATTR_CREATE, XATTR_REPLACE.
+
+        An ``outsider`` sets an access ACL without being of the file's group: it then loses its
+        set-group-ID bit, as in posix_acl_update_mode() of the kernel. That the outsider may set
+        it has been decided.
+        """
         path = self._xattr_path(nodeid)
-        os.setxattr(_magic(path), name, value, flags)
+        setting = partial(os.setxattr, magic(path), name, value, flags)
+        if outsider is None:
+            setting()
+        else:
+            acting(Caller(0, outsider.gid, groups=()), True, setting)
 
     async def removexattr(self, nodeid: int, name: bytes) -> None:
         """removexattr(2)."""
         path = self._xattr_path(nodeid)
-        os.removexattr(_magic(path), name)
+        os.removexattr(magic(path), name)
 
     def _xattr_path(self, nodeid: int) -> OwnedFd:
         if not self.config.xattr:
             raise OSError(errno.ENOSYS, "extended attributes are off")
         return self.inodes.open(nodeid)
-
-
-def _magic(path: OwnedFd) -> bytes:
-    """A path that is the file itself, also when the file is a symbolic link (proc(5))."""
-    return b"/proc/self/fd/%d" % path.fd

@@ -131,6 +131,16 @@ class Core:
             flags &= ~os.O_APPEND
         return flags
 
+    def _masked(self, directory: OwnedFd, mode: int, umask: int) -> int:
+        """The permission bits to make a file with: a default ACL takes the umask's place (acl(5)).
+
+        Without posix_acl the kernel has applied the umask already.
+        """
+        mode &= 0o7777
+        if umask and self.features.posix_acl and not _has_default_acl(directory):
+            mode &= ~umask
+        return mode
+
     def _reopen_now(self, path_fd: int, flags: int) -> int:
         return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
 
@@ -156,6 +166,21 @@ class Core:
         if fh == 0 and (self.features.no_open or self.features.no_opendir):
             return Handle(0, nodeid, await self._open_inode(nodeid, flags), flags)
         return self.handles.get(fh, nodeid)
+
+
+def _has_default_acl(directory: OwnedFd) -> bool:
+    try:
+        os.getxattr(magic(directory), "system.posix_acl_default")
+    except OSError as exc:
+        if exc.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def magic(path: OwnedFd) -> bytes:
+    """A path that is the file itself, also when the file is a symbolic link (proc(5))."""
+    return b"/proc/self/fd/%d" % path.fd
 
 
 def check_name(name: bytes) -> None:

@@ -57,17 +57,19 @@ class FileOps(Core):
         flags: int,
         mode: int,
         kill_suidgid: bool = False,
+        umask: int = 0,
     ) -> tuple[Entry, Opened]:
-        """open(2) with O_CREAT as the caller.
+        """open(2) with O_CREAT as the caller, whose umask is ``umask``.
 
         A file that exists, without O_EXCL, is looked up and opened like any other.
         """
         check_name(name)
         directory = self.inodes.open(parent)
         creating = self._backing_flags(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        mode = self._masked(directory, mode, umask)
         try:
             file = await self.io.openat(
-                directory.fd, name, creating | os.O_CLOEXEC, mode & 0o7777, caller=caller
+                directory.fd, name, creating | os.O_CLOEXEC, mode, caller=caller
             )
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -94,12 +96,13 @@ class FileOps(Core):
         return entry, self._opened(entry.nodeid, file, flags)
 
     async def tmpfile(
-        self, caller: Caller, parent: int, flags: int, mode: int
+        self, caller: Caller, parent: int, flags: int, mode: int, umask: int = 0
     ) -> tuple[Entry, Opened]:
-        """open(2) with O_TMPFILE as the caller."""
+        """open(2) with O_TMPFILE as the caller, whose umask is ``umask``."""
         directory = self.inodes.open(parent)
         creating = self._backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
-        file = await self.io.openat(directory.fd, b".", creating, mode & 0o7777, caller=caller)
+        mode = self._masked(directory, mode, umask)
+        file = await self.io.openat(directory.fd, b".", creating, mode, caller=caller)
         return await self._created(file, flags)
 
     async def read(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from uringfs.fs import syscalls
-from uringfs.fs.credentials import acting_as, without_fsetid
+from uringfs.fs.credentials import acting, resolved
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd
 from uringfs.ring import Ring
@@ -40,13 +40,13 @@ class Personalities:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._ids: OrderedDict[tuple[Caller, bool], int] = OrderedDict()
-        with without_fsetid(True):
-            self.no_fsetid = ring.register_personality()
+        self.no_fsetid = acting(None, True, ring.register_personality)
 
     def get(self, caller: Caller | None, kill_suidgid: bool = False) -> int:
         """The id to put into a request; 0 for the server's own credentials."""
         if caller is None:
             return self.no_fsetid if kill_suidgid else 0
+        caller = resolved(caller)
         key = caller._replace(pid=0), kill_suidgid
         found = self._ids.get(key)
         if found is not None:
@@ -55,8 +55,8 @@ class Personalities:
         if len(self._ids) >= MAX_PERSONALITIES:
             self._ring.turn(0)
             self._ring.unregister_personality(self._ids.popitem(last=False)[1])
-        with acting_as(caller), without_fsetid(kill_suidgid):
-            self._ids[key] = personality = self._ring.register_personality()
+        personality = acting(caller, kill_suidgid, self._ring.register_personality)
+        self._ids[key] = personality
         return personality
 
     def __len__(self) -> int:

@@ -6,12 +6,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from aiofiles.os import wrap
 
 from uringfs.fs import syscalls
-from uringfs.fs.credentials import acting_as, without_fsetid
+from uringfs.fs.credentials import acting
 from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd, PlainIO
 
 P = ParamSpec("P")
@@ -45,7 +46,7 @@ class SyncFileIO:
     async def writev(
         self, fd: int, buffers: Buffers, offset: int, *, kill_suidgid: bool = False
     ) -> int:
-        return await self.call(_writev, fd, buffers, offset, kill_suidgid)
+        return await self.call(acting, None, kill_suidgid, partial(os.pwritev, fd, buffers, offset))
 
     async def fsync(self, fd: int, *, datasync: bool) -> None:
         await self.call(os.fdatasync if datasync else os.fsync, fd)
@@ -53,24 +54,25 @@ class SyncFileIO:
     async def fallocate(
         self, fd: int, mode: int, offset: int, length: int, *, kill_suidgid: bool = False
     ) -> None:
-        await self.call(_fallocate, fd, mode, offset, length, kill_suidgid)
+        allocate = partial(syscalls.fallocate, fd, mode, offset, length)
+        await self.call(acting, None, kill_suidgid, allocate)
 
     async def ftruncate(self, fd: int, length: int, *, kill_suidgid: bool = False) -> None:
-        await self.call(_ftruncate, fd, length, kill_suidgid)
+        await self.call(acting, None, kill_suidgid, partial(os.ftruncate, fd, length))
 
     async def getdents64(self, fd: int, offset: int, size: int) -> list[Dirent]:
         return await self.call(syscalls.getdents64, fd, offset, size)
 
     async def mkdirat(self, dir_fd: int, name: bytes, mode: int, *, caller: Caller) -> None:
-        await self.call(_mkdirat, dir_fd, name, mode, caller)
+        await self.call(acting, caller, False, partial(os.mkdir, name, mode, dir_fd=dir_fd))
 
     async def mknodat(
         self, dir_fd: int, name: bytes, mode: int, rdev: int, *, caller: Caller
     ) -> None:
-        await self.call(_mknodat, dir_fd, name, mode, rdev, caller)
+        await self.call(acting, caller, False, partial(os.mknod, name, mode, rdev, dir_fd=dir_fd))
 
     async def symlinkat(self, target: bytes, dir_fd: int, name: bytes, *, caller: Caller) -> None:
-        await self.call(_symlinkat, target, dir_fd, name, caller)
+        await self.call(acting, caller, False, partial(os.symlink, target, name, dir_fd=dir_fd))
 
     async def linkat(
         self, src_dir_fd: int, src: bytes, dir_fd: int, name: bytes, flags: int
@@ -116,38 +118,8 @@ class PooledFileIO(SyncFileIO):
 def _openat(
     dir_fd: int, name: bytes, flags: int, mode: int, caller: Caller | None, kill_suidgid: bool
 ) -> OwnedFd:
-    with acting_as(caller), without_fsetid(kill_suidgid):
-        return OwnedFd(os.open(name, flags, mode, dir_fd=dir_fd))
-
-
-def _writev(fd: int, buffers: Buffers, offset: int, kill_suidgid: bool) -> int:
-    with without_fsetid(kill_suidgid):
-        return os.pwritev(fd, buffers, offset)
-
-
-def _fallocate(fd: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
-    with without_fsetid(kill_suidgid):
-        syscalls.fallocate(fd, mode, offset, length)
-
-
-def _ftruncate(fd: int, length: int, kill_suidgid: bool) -> None:
-    with without_fsetid(kill_suidgid):
-        os.ftruncate(fd, length)
-
-
-def _mkdirat(dir_fd: int, name: bytes, mode: int, caller: Caller) -> None:
-    with acting_as(caller):
-        os.mkdir(name, mode, dir_fd=dir_fd)
-
-
-def _mknodat(dir_fd: int, name: bytes, mode: int, rdev: int, caller: Caller) -> None:
-    with acting_as(caller):
-        os.mknod(name, mode, rdev, dir_fd=dir_fd)
-
-
-def _symlinkat(target: bytes, dir_fd: int, name: bytes, caller: Caller) -> None:
-    with acting_as(caller):
-        os.symlink(target, name, dir_fd=dir_fd)
+    opening = partial(os.open, name, flags, mode, dir_fd=dir_fd)
+    return OwnedFd(acting(caller, kill_suidgid, opening))
 
 
 def _unlinkat(dir_fd: int, name: bytes, flags: int) -> None:

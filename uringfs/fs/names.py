@@ -55,17 +55,23 @@ class NameOps(Core):
         path = self.inodes.open(nodeid)
         return os.readlink(b"", dir_fd=path.fd)
 
-    async def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int) -> Entry:
-        """mkdir(2) as the caller."""
+    async def mkdir(
+        self, caller: Caller, parent: int, name: bytes, mode: int, umask: int = 0
+    ) -> Entry:
+        """mkdir(2) as the caller, whose umask is ``umask``."""
         check_name(name)
         directory = self.inodes.open(parent)
-        await self.io.mkdirat(directory.fd, name, mode & 0o7777, caller=caller)
+        mode = self._masked(directory, mode, umask)
+        await self.io.mkdirat(directory.fd, name, mode, caller=caller)
         return await self._lookup_at(directory.fd, name)
 
-    async def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int) -> Entry:
-        """mknod(2) as the caller; ``rdev`` as os.makedev gives it."""
+    async def mknod(
+        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int = 0
+    ) -> Entry:
+        """mknod(2) as the caller, whose umask is ``umask``; ``rdev`` as os.makedev gives it."""
         check_name(name)
         directory = self.inodes.open(parent)
+        mode = mode & ~0o7777 | self._masked(directory, mode, umask)
         await self.io.mknodat(directory.fd, name, mode, rdev, caller=caller)
         return await self._lookup_at(directory.fd, name)
 

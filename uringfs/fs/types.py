@@ -53,7 +53,7 @@ class OwnedFd:
 
 
 class Caller(NamedTuple):
-    """Who asks. ``groups`` are the supplementary groups, ``None`` when the session has none."""
+    """Who asks. ``groups`` are the supplementary groups, ``None`` if the session is not told."""
 
     uid: int
     gid: int
@@ -178,6 +178,8 @@ class Features:
     perfile_dax: bool = False
     direct_io_mmap: bool = False
     """Files opened with ``Fopen.DIRECT_IO`` can be mapped shared."""
+    posix_acl: bool = False
+    create_supp_group: bool = False
 
 
 def is_safe_inode(mode: int) -> bool:

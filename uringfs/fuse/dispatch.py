@@ -51,6 +51,7 @@ class Dispatcher:
         self.attr_valid = abi.split_timeout(config.attr_timeout)
         self.counts = [0] * (max(OPERATIONS) + 1)
         self.agreement: Agreement | None = None
+        self.refusal: OSError | None = None
         self._config = config
         self._max_background = max_background
         self._max_write = max_write
@@ -119,12 +120,16 @@ class Dispatcher:
         """Answer INIT: the fields of ``fuse_init_out``."""
         if flags & abi.InitFlags.INIT_EXT and len(rest) >= 4:
             flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
-        self.agreement = negotiate(
-            Offer(major, minor, max_readahead, flags),
-            self._config,
-            max_background=self._max_background,
-            max_write=self._max_write,
-        )
+        try:
+            self.agreement = negotiate(
+                Offer(major, minor, max_readahead, flags),
+                self._config,
+                max_background=self._max_background,
+                max_write=self._max_write,
+            )
+        except OSError as exc:
+            self.refusal = exc
+            raise
         log.debug(
             "FUSE %d.%d, offered %r, taken %r",
             major, minor, abi.InitFlags(flags), self.agreement.flags,

@@ -31,9 +31,14 @@ _ALWAYS = (
     | InitFlags.DIRECT_IO_ALLOW_MMAP  # cache_policy=never would forbid shared mappings otherwise
     | InitFlags.ABORT_ERROR  # an aborted connection reads ECONNABORTED, an unmounted one ENODEV
 )
-"""Left alone: SPLICE_* (data goes through page-aligned slots), DONT_MASK and POSIX_ACL (default
-ACLs are the backing file system's), HANDLE_KILLPRIV (V2 says when), SETXATTR_EXT (of use with
-POSIX_ACL alone), SUBMOUNTS and ALLOW_IDMAP."""
+"""Left alone: SPLICE_* (data goes through page-aligned slots), HANDLE_KILLPRIV (V2 says when),
+SUBMOUNTS and ALLOW_IDMAP."""
+
+_POSIX_ACL = (
+    InitFlags.POSIX_ACL  # the kernel reads ACLs and decides by them
+    | InitFlags.DONT_MASK  # a default ACL takes the umask's place, so the server applies either
+    | InitFlags.SETXATTR_EXT  # the kernel says when a new ACL has to clear set-group-ID
+)
 
 
 class Offer(NamedTuple):
@@ -66,8 +71,9 @@ class Agreement(NamedTuple):
 def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: int) -> Agreement:
     """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size.
 
-    Raises OSError EPROTO for a kernel too old. A newer major version gets ours back, and the
-    kernel asks again with that (linux/fuse.h, "Version negotiation").
+    Raises OSError EPROTO for a kernel too old, for the protocol or for posix_acl. A newer major
+    version gets ours back, and the kernel asks again with that (linux/fuse.h, "Version
+    negotiation").
     """
     if (offer.major, offer.minor) < (FUSE_KERNEL_VERSION, MIN_MINOR):
         raise OSError(
@@ -77,6 +83,8 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
         )
     if offer.major > FUSE_KERNEL_VERSION:
         return Agreement(InitFlags(0), 0, 0, 0, Features())
+    if config.posix_acl and _POSIX_ACL & ~offer.flags:
+        raise OSError(errno.EPROTO, "posix_acl: the kernel does not offer it (Linux 5.14 does)")
     flags = InitFlags(offer.flags) & (_ALWAYS | _by_options(config))
     features = Features(
         writeback=InitFlags.WRITEBACK_CACHE in flags,
@@ -85,6 +93,8 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
         killpriv_v2=InitFlags.HANDLE_KILLPRIV_V2 in flags,
         perfile_dax=InitFlags.HAS_INODE_DAX in flags,
         direct_io_mmap=InitFlags.DIRECT_IO_ALLOW_MMAP in flags,
+        posix_acl=InitFlags.POSIX_ACL in flags,
+        create_supp_group=InitFlags.CREATE_SUPP_GROUP in flags,
     )
     return Agreement(flags, offer.max_readahead, max_background, max_write, features)
 
@@ -110,6 +120,8 @@ def _by_options(config: Config) -> InitFlags:
         flags |= InitFlags.HANDLE_KILLPRIV_V2
     if config.xattr:
         flags |= InitFlags.SECURITY_CTX  # the label of a new file is an extended attribute
+    if config.posix_acl:
+        flags |= _POSIX_ACL
     if config.dax_file_size is not None:
         flags |= InitFlags.HAS_INODE_DAX
     return flags

@@ -65,7 +65,21 @@ def _caller(request: Request) -> Caller:
     # To the system calls that change credentials -1 means "leave it", which would be root's.
     if abi.FUSE_INVALID_UIDGID in (request.uid, request.gid):
         raise _error(errno.EOVERFLOW)
-    return Caller(request.uid, request.gid, request.pid, request.groups)
+    return Caller(request.uid, request.gid, request.pid)
+
+
+def _creator(d: Dispatcher, request: Request) -> Caller:
+    """The caller, with those of its groups that count for the parent if the kernel sends them.
+
+    It sends the owning group alone, and to a directory's ACL other groups count as well: then,
+    as with a kernel that sends none, the process is looked at, if it can be seen from here.
+    """
+    features, groups = d.fs.features, request.groups
+    if groups is None and features.create_supp_group:
+        groups = ()
+    if features.posix_acl and request.pid:
+        groups = None
+    return _caller(request)._replace(groups=groups)
 
 
 def _declined(*_ignored: Any) -> None:
@@ -136,15 +150,15 @@ def _readlink(d: Dispatcher, r: Request) -> Any:
 
 
 def _symlink(d: Dispatcher, r: Request, name: bytes, target: bytes) -> Any:
-    return d.made(r, name, d.fs.symlink(_caller(r), r.nodeid, name, target))
+    return d.made(r, name, d.fs.symlink(_creator(d, r), r.nodeid, name, target))
 
 
-def _mknod(d: Dispatcher, r: Request, mode: int, rdev: int, _umask: int, name: bytes) -> Any:
-    return d.made(r, name, d.fs.mknod(_caller(r), r.nodeid, name, mode, rdev))
+def _mknod(d: Dispatcher, r: Request, mode: int, rdev: int, umask: int, name: bytes) -> Any:
+    return d.made(r, name, d.fs.mknod(_creator(d, r), r.nodeid, name, mode, rdev, umask))
 
 
-def _mkdir(d: Dispatcher, r: Request, mode: int, _umask: int, name: bytes) -> Any:
-    return d.made(r, name, d.fs.mkdir(_caller(r), r.nodeid, name, mode))
+def _mkdir(d: Dispatcher, r: Request, mode: int, umask: int, name: bytes) -> Any:
+    return d.made(r, name, d.fs.mkdir(_creator(d, r), r.nodeid, name, mode, umask))
 
 
 def _unlink(d: Dispatcher, r: Request, name: bytes) -> Any:
@@ -180,16 +194,16 @@ def _kills(d: Dispatcher, r: Request, flags: int, open_flags: int) -> bool:
 
 
 def _create(
-    d: Dispatcher, r: Request, flags: int, mode: int, _umask: int, open_flags: int, name: bytes
+    d: Dispatcher, r: Request, flags: int, mode: int, umask: int, open_flags: int, name: bytes
 ) -> Any:
     kill = _kills(d, r, flags, open_flags)
-    return d.made(r, name, d.fs.create(_caller(r), r.nodeid, name, flags, mode, kill))
+    return d.made(r, name, d.fs.create(_creator(d, r), r.nodeid, name, flags, mode, kill, umask))
 
 
 def _tmpfile(
-    d: Dispatcher, r: Request, flags: int, mode: int, _umask: int, _open_flags: int, _name: bytes
+    d: Dispatcher, r: Request, flags: int, mode: int, umask: int, _open_flags: int, _name: bytes
 ) -> Any:
-    return d.made(r, None, d.fs.tmpfile(_caller(r), r.nodeid, flags, mode))
+    return d.made(r, None, d.fs.tmpfile(_creator(d, r), r.nodeid, flags, mode, umask))
 
 
 def _read(
@@ -252,12 +266,18 @@ def _fsyncdir(d: Dispatcher, r: Request, fh: int, fsync_flags: int) -> Any:
     return d.fs.fsyncdir(r.nodeid, fh, bool(fsync_flags & abi.FUSE_FSYNC_FDATASYNC))
 
 
-def _setxattr(
-    d: Dispatcher, r: Request, size: int, flags: int, name: bytes, value: memoryview
-) -> Any:
-    if size != len(value):
+def _setxattr(d: Dispatcher, r: Request, size: int, flags: int, rest: memoryview) -> Any:
+    outsider = None
+    if d.fs.features.posix_acl:  # with which SETXATTR_EXT was taken
+        if len(rest) < abi.SETXATTR_EXT.size:
+            raise _error(errno.EINVAL)
+        (extra,) = abi.SETXATTR_EXT.unpack_from(rest)
+        outsider = _caller(r) if extra & abi.FUSE_SETXATTR_ACL_KILL_SGID else None
+        rest = rest[abi.SETXATTR_EXT.size :]
+    name, nul, value = bytes(rest).partition(b"\0")
+    if not nul or size != len(value):
         raise _error(errno.EINVAL)
-    return d.fs.setxattr(r.nodeid, name, bytes(value), flags)
+    return d.fs.setxattr(r.nodeid, name, value, flags, outsider)
 
 
 def _getxattr(d: Dispatcher, r: Request, size: int, name: bytes) -> Any:
@@ -404,7 +424,7 @@ _ROWS = (
     Operation(Opcode.STATFS, abi.NOTHING, _statfs, reply.statfs),
     Operation(Opcode.RELEASE, abi.RELEASE_IN, _release, reply.done),
     Operation(Opcode.FSYNC, abi.FSYNC_IN, _fsync, reply.done),
-    Operation(Opcode.SETXATTR, abi.SETXATTR_COMPAT_IN, _setxattr, reply.done, names=1, data=True),
+    Operation(Opcode.SETXATTR, abi.SETXATTR_COMPAT_IN, _setxattr, reply.done, data=True),
     Operation(Opcode.GETXATTR, abi.GETXATTR_IN, _getxattr, reply.xattr, names=1),
     Operation(Opcode.LISTXATTR, abi.GETXATTR_IN, _listxattr, reply.xattr),
     Operation(Opcode.REMOVEXATTR, abi.NOTHING, _removexattr, reply.done, names=1),

@@ -192,7 +192,7 @@ class DevSession:
             return
         agreement = self._dispatcher.agreement
         if agreement is None:
-            self._end(OSError(errno.EPROTO, "the kernel's FUSE protocol is too old"))
+            self._end(self._dispatcher.refusal or OSError(errno.EPROTO, "there was no INIT"))
         elif agreement.max_write and self._live is not None:
             live, self._live = self._live, None
             if self._pumped is not None:

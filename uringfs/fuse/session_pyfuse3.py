@@ -38,7 +38,7 @@ READDIR_SIZE = 2048
 BUFFER_SIZE = 1 << 20
 SECTOR = 512
 """Bytes that an O_DIRECT write is a multiple of, at the least."""
-NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size")
+NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size", "posix_acl")
 
 
 def _answers(
@@ -234,13 +234,13 @@ class _Operations(pyfuse3.Operations):
         rdev: int,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        return _entry(await self._fs.mknod(_creator(ctx), parent_inode, name, mode, rdev))
+        return _entry(await self._fs.mknod(_caller(ctx), parent_inode, name, mode, rdev))
 
     @_answers
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return _entry(await self._fs.mkdir(_creator(ctx), parent_inode, name, mode))
+        return _entry(await self._fs.mkdir(_caller(ctx), parent_inode, name, mode))
 
     @_answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -254,7 +254,7 @@ class _Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return _entry(await self._fs.symlink(_creator(ctx), parent_inode, name, target))
+        return _entry(await self._fs.symlink(_caller(ctx), parent_inode, name, target))
 
     @_answers
     async def rename(
@@ -289,7 +289,7 @@ class _Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
-        caller = _creator(ctx)
+        caller = _caller(ctx)
         entry, opened = await self._fs.create(caller, parent_inode, name, flags, mode, kill)
         return _file_info(*opened), _entry(entry)
 
@@ -412,23 +412,12 @@ class _Operations(pyfuse3.Operations):
 
     @_answers
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        await self._fs.access(_creator(ctx), inode, mode)
+        await self._fs.access(_caller(ctx), inode, mode)
         return True
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
-
-
-def _creator(ctx: pyfuse3.RequestContext) -> Caller:
-    """The caller with the groups it has, which /proc tells; none if it is gone already."""
-    groups: tuple[int, ...] = ()
-    if ctx.uid:
-        try:
-            groups = tuple(pyfuse3.get_sup_groups(ctx.pid))
-        except OSError:
-            log.debug("groups of process %d are not to be had", ctx.pid)
-    return Caller(ctx.uid, ctx.gid, ctx.pid, groups)
 
 
 def _timespec(ns: int) -> Timespec:
