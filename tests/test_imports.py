@@ -39,6 +39,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.control": SHARED,
     "uringfs.daemon": (),
     "uringfs.errors": (),
+    "uringfs.limits": ("uringfs.errors",),
     "uringfs.optiondoc": SHARED,
     "uringfs.preflight": ("uringfs.fs.syscalls", "uringfs.fuse.mounts", *SHARED),
     "uringfs.server": (
@@ -46,6 +47,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.control",
         "uringfs.fs",
         "uringfs.fuse",
+        "uringfs.limits",
         "uringfs.ring",
         *SHARED,
     ),

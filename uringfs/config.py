@@ -29,24 +29,56 @@ class ConfigError(ValueError):
 class CachePolicy(enum.Enum):
     """Whether the kernel may cache file data.
 
-    ``never``: nothing is cached, every read and write reaches the server. ``auto``: the cache is
-    dropped when a file is opened (close-to-open). ``always``: the cache is kept between opens, for
-    a server with the directory to itself.
+    ``never``: nothing is cached, every read and write reaches the server. ``metadata``: neither
+    are files, but directories and symbolic links are. ``auto``: the cache is dropped when a file is
+    opened (close-to-open). ``always``: the cache is kept between opens. ``metadata`` and ``always``
+    are for a server with the directory to itself.
     """
 
     NEVER = "never"
+    METADATA = "metadata"
     AUTO = "auto"
     ALWAYS = "always"
 
     @classmethod
     def parse(cls, text: str) -> CachePolicy:
-        """Read a policy: never or none, auto, always; lower case, Capitalised or UPPER CASE."""
+        """Read a policy: one of the values, or none; lower case, Capitalised or UPPER CASE."""
         if text in (text.lower(), text.capitalize(), text.upper()):
             name = {"none": "never"}.get(text.lower(), text.lower())
             for policy in cls:
                 if policy.value == name:
                     return policy
-        raise ConfigError(f"{text!r} is not one of never, auto, always")
+        raise ConfigError(f"{text!r} is not one of {', '.join(each.value for each in cls)}")
+
+    @property
+    def caches_files(self) -> bool:
+        """Whether the data of files is cached at all."""
+        return self in (CachePolicy.AUTO, CachePolicy.ALWAYS)
+
+
+class InodeFileHandles(enum.Enum):
+    """How an inode is remembered: by an open descriptor or by a file handle.
+
+    ``never``: by descriptor, as long as there are descriptors. ``prefer``: by handle, where its
+    file system has them. ``mandatory``: by handle, or not at all.
+    """
+
+    NEVER = "never"
+    PREFER = "prefer"
+    MANDATORY = "mandatory"
+
+    @classmethod
+    def parse(cls, text: str) -> InodeFileHandles:
+        """Read one of the values; off, and what else means no, is never, and on is prefer."""
+        for each in cls:
+            if each.value == text:
+                return each
+        try:
+            return cls.PREFER if _bool(text) else cls.NEVER
+        except ConfigError:
+            raise ConfigError(
+                f"{text!r} is not one of {', '.join(each.value for each in cls)}, on, off"
+            ) from None
 
 
 def _bool(text: str) -> bool:
@@ -116,11 +148,20 @@ class Config:
     attr_timeout: float = _option(
         5.0, _seconds, "SECONDS", "how long the kernel may trust the attributes of a file"
     )
+    dir_entry_timeout: float | None = _option(
+        None,
+        _seconds,
+        "SECONDS",
+        "the same for the name of a directory; entry_timeout if not given",
+    )
+    dir_attr_timeout: float | None = _option(
+        None, _seconds, "SECONDS", "the same for a directory; attr_timeout if not given"
+    )
     cache_policy: CachePolicy = _option(  # noqa: RUF009 - a field, made by a function of ours
         CachePolicy.AUTO,
         CachePolicy.parse,
         "POLICY",
-        "whether file data is cached: never, auto (until the next open) or always",
+        "what is cached: never, metadata (directories only), auto (until the next open), always",
         "cache",
     )
     writeback: bool = _switch(
@@ -137,13 +178,40 @@ class Config:
     killpriv_v2: bool = _switch(
         False, "the kernel says when a write has to clear set-ID bits and file capabilities"
     )
-    inode_file_handles: bool = _switch(
-        False, "remember inodes by file handle rather than by open descriptor"
+    inode_file_handles: InodeFileHandles = _option(  # noqa: RUF009 - as above
+        InodeFileHandles.NEVER,
+        InodeFileHandles.parse,
+        "WHEN",
+        "remember inodes by file handle, not by open descriptor: "
+        "never (until descriptors run short), prefer, mandatory",
     )
+    use_host_ino: bool = _switch(
+        False,
+        "inode numbers that differ between the file systems below the source: "
+        "8 bits for the mount above 47 bits of its own number",
+    )
+    allow_direct_io: bool = _switch(
+        True, "open with O_DIRECT what clients open so; off, the source's cache is used"
+    )
+    seal_size: bool = _switch(False, "EPERM for whatever would change the size of a file")
     no_readdir: bool = _switch(False, "show every directory as empty")
     dax_file_size: int | None = _option(
         None, _integer(0, 2**63 - 1), "BYTES", "offer DAX for files of at least this size"
     )
+
+    @property
+    def file_timeouts(self) -> tuple[float, float]:
+        """For a name and for attributes, in seconds."""
+        return self.entry_timeout, self.attr_timeout
+
+    @property
+    def dir_timeouts(self) -> tuple[float, float]:
+        """The same for directories."""
+        entry, attr = self.dir_entry_timeout, self.dir_attr_timeout
+        return (
+            self.entry_timeout if entry is None else entry,
+            self.attr_timeout if attr is None else attr,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +260,12 @@ class ServerConfig:
     )
     thread_pool_size: int = _option(
         0, _integer(0, 256), "N", "threads for --no-async-io; 0 works in the event loop itself"
+    )
+    rlimit_nofile: int | None = _option(
+        None,
+        _integer(0, 2**31 - 1),
+        "N",
+        "descriptors the server may have; not given: the hard limit; 0: what it was started with",
     )
     log_level: str = _option(
         "info",
@@ -299,18 +373,26 @@ def _find_switch(key: str) -> tuple[Option, bool]:
 def settle(config: Config) -> Config:
     """Turn off what another option leaves no sense, and say so; turn on what one stands on.
 
-    Without a cache there is nothing to write back. Without opens there is nothing that would
-    tell the kernel to drop what it cached, so the cache must be one that is never dropped.
+    Where files are not cached there is nothing to write back, and what is written back is too late
+    to be refused. Without opens there is nothing that would tell the kernel to drop what it
+    cached, so the cache must be one that is never dropped.
     """
-    writeback, no_open = config.writeback, config.no_open
-    xattr = config.xattr or config.posix_acl
-    if config.writeback and config.cache_policy is CachePolicy.NEVER:
-        log.warning("writeback is off: cache_policy=never leaves nothing to write back")
-        writeback = False
-    if config.no_open and config.cache_policy is not CachePolicy.ALWAYS:
-        log.warning("no_open is off: it needs cache_policy=always")
-        no_open = False
-    return dataclasses.replace(config, writeback=writeback, no_open=no_open, xattr=xattr)
+    policy = config.cache_policy
+    off = {}
+    if config.writeback and not policy.caches_files:
+        off["writeback"] = f"cache_policy={policy.value} leaves nothing to write back"
+    elif config.writeback and config.seal_size:
+        off["writeback"] = "seal_size has to see each write before it is done"
+    if config.no_open and policy is not CachePolicy.ALWAYS:
+        off["no_open"] = "it needs cache_policy=always"
+    for name, why in off.items():
+        log.warning("%s is off: %s", name, why)
+    return dataclasses.replace(
+        config,
+        writeback=config.writeback and "writeback" not in off,
+        no_open=config.no_open and "no_open" not in off,
+        xattr=config.xattr or config.posix_acl,
+    )
 
 
 def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfig, ServerConfig]:

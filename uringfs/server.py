@@ -11,18 +11,21 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uringfs import __version__
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
 from uringfs.control import ControlServer, socket_path
 from uringfs.errors import Exit, UserError
 from uringfs.fs.io import FileIO
-from uringfs.fs.io_ring import RingFileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse.mounts import mount_at, set_max_background
-from uringfs.ring import Ring, RingEventLoop, RingUnavailable
+from uringfs.limits import raise_nofile
+
+if TYPE_CHECKING:
+    from uringfs.fs.io_ring import RingFileIO
+    from uringfs.ring import Ring
 
 log = logging.getLogger("uringfs")
 
@@ -71,29 +74,51 @@ class Server:
         self._detached = detached
         self._ring: Ring | None = None
         self._ring_refused = "--no-async-io"
-        self._back_ends: dict[bool, FileIO] = {}
+        self._sync_io: FileIO | None = None
+        self._ring_io: RingFileIO | None = None
 
     def run(self) -> None:
         """Serve until unmounted or told to stop. UserError where it cannot start."""
+        raise_nofile(self._server.rlimit_nofile)
         if self._server.async_io is not False:
-            self._open_ring()
-        ring = self._ring
-        loop_factory = (lambda: RingEventLoop(ring)) if ring else asyncio.new_event_loop
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            self._try_ring()
+        with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.run(self._serve())
 
-    def _open_ring(self) -> None:
+    def _try_ring(self) -> None:
         try:
-            self._ring = Ring(self._server.ring_entries)
+            self._ring = self._new_ring()
+        except UserError as exc:
+            if self._server.async_io:
+                raise UserError(exc.status, f"--async-io: {exc}") from exc
+            log.warning("going on with synchronous I/O: %s", exc)
+
+    def _new_ring(self) -> Ring:
+        """A ring; UserError where there is none. Only here is compiled code of ours needed."""
+        try:
+            from uringfs.ring import Ring, RingUnavailable
+        except ImportError as exc:
+            self._ring_refused = f"the package was installed without its compiled module: {exc}"
+            raise UserError(Exit.IO_URING, self._ring_refused) from exc
+        try:
+            return Ring(self._server.ring_entries)
         except RingUnavailable as exc:
             self._ring_refused = str(exc)
-            if self._server.async_io:
-                raise UserError(Exit.IO_URING, f"--async-io: {exc}") from exc
-            log.warning("going on with synchronous I/O: %s", exc)
+            raise UserError(Exit.IO_URING, str(exc)) from exc
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        if self._ring is None:
+            return asyncio.new_event_loop()
+        from uringfs.ring import RingEventLoop
+
+        return RingEventLoop(self._ring)
 
     async def _serve(self) -> None:
         self._fs = fs = PassthroughFs(self._config, self._back_end(self._ring is not None))
-        fs.import_()
+        try:
+            fs.import_()
+        except OSError as exc:
+            raise UserError(Exit.SOURCE, f"source {self._source}: {exc.strerror}") from exc
         self._session = session = self._make_session(fs)
         self._join_ring()
         loop = asyncio.get_running_loop()
@@ -115,19 +140,20 @@ class Server:
         log.debug("%s is unmounted", self._mountpoint)
 
     def _make_session(self, fs: PassthroughFs) -> Session:
-        from uringfs.fuse.session_dev import DevSession
-        from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
-
         try:
             if self._server.session == "pyfuse3":
+                from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
+
                 return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
+            from uringfs.fuse.session_dev import DevSession
+
             return DevSession(fs, self._mountpoint, self._config, self._mount)
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
 
     def _join_ring(self) -> None:
-        io = self._fs.io
-        if self._ring is not None and isinstance(io, RingFileIO):
+        io = self._ring_io
+        if self._ring is not None and io is not None:
             self._ring.busy_poll(self._server.busy_poll_us)
             if self._server.pump:
                 self._session.use_ring(self._ring, io.personalities.no_fsetid)
@@ -162,22 +188,23 @@ class Server:
 
     def _back_end(self, async_io: bool) -> FileIO:
         """The back end, made at its first use and kept, since requests may be under way on it."""
-        found = self._back_ends.get(async_io)
-        if found is None:
-            if async_io:
+        if async_io:
+            if self._ring_io is None:
+                from uringfs.fs.io_ring import RingFileIO
+
                 assert self._ring is not None
-                found = RingFileIO(self._ring)
-            elif self._server.thread_pool_size:
-                found = PooledFileIO(self._server.thread_pool_size)
-            else:
-                found = SyncFileIO()
-            self._back_ends[async_io] = found
-        return found
+                self._ring_io = RingFileIO(self._ring)
+            return self._ring_io
+        if self._sync_io is None:
+            threads = self._server.thread_pool_size
+            self._sync_io = PooledFileIO(threads) if threads else SyncFileIO()
+        return self._sync_io
 
     def _close_back_ends(self) -> None:
-        for io in self._back_ends.values():
-            if isinstance(io, RingFileIO | PooledFileIO):
-                io.close()
+        if self._ring_io is not None:
+            self._ring_io.close()
+        if isinstance(self._sync_io, PooledFileIO):
+            self._sync_io.close()
 
     def _async_io(self, value: str | None) -> Mapping[str, Any]:
         if value == "on":
@@ -196,21 +223,17 @@ class Server:
 
     @property
     def _is_async(self) -> bool:
-        return isinstance(self._fs.io, RingFileIO)
+        return self._fs.io is self._ring_io
 
     def _need_ring(self) -> None:
         if self._ring is None:
-            try:
-                self._ring = Ring(self._server.ring_entries).attach()
-            except RingUnavailable as exc:
-                self._ring_refused = str(exc)
-                raise UserError(Exit.IO_URING, str(exc)) from exc
+            self._ring = self._new_ring().attach()
 
     def _status(self, _value: str | None) -> Mapping[str, Any]:
         options: dict[str, Any] = {}
         for section in (self._config, self._mount, self._server):
             options |= dataclasses.asdict(section)
-        options["cache_policy"] = self._config.cache_policy.value
+        options = {name: getattr(value, "value", value) for name, value in options.items()}
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import pytest
 
 from tests.mount.trees import outcome_of
-from uringfs.config import Config
+from uringfs.config import Config, InodeFileHandles
 from uringfs.fs.io import FileIO
 from uringfs.fs.io_ring import RingFileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
@@ -169,7 +169,9 @@ def new_tree(back_end: BackEnd, inode_file_handles: bool, tmp_path: Path) -> Gen
         if top is None:
             top = tmp_path / "top"
             top.mkdir()
-        config = Config(root_dir=str(top), inode_file_handles=inode_file_handles, **options)
+        when = InodeFileHandles.PREFER if inode_file_handles else InodeFileHandles.NEVER
+        options.setdefault("inode_file_handles", when)
+        config = Config(root_dir=str(top), **options)
         tree = Tree(top, PassthroughFs(config, back_end.io), back_end)
         tree.fs.import_()
         tree.fs.negotiated(features or Features())

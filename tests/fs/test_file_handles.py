@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.fs.conftest import NewTree, Tree
+from uringfs.config import InodeFileHandles
+from uringfs.fs import syscalls
 from uringfs.fs.file_handle import MountFds
 from uringfs.fs.types import ROOT_ID, Caller, OwnedFd, SetAttr
 
@@ -197,6 +199,51 @@ def test_an_overlay_without_index_is_served_by_descriptor(
         assert tree.look_up("file").nodeid == nodeid
     finally:
         subprocess.run(["umount", "-l", merged], check=True, timeout=30)
+
+
+def test_mandatory_handles_need_a_file_system_that_has_them(new_tree: NewTree) -> None:
+    mandatory = InodeFileHandles.MANDATORY
+    with pytest.raises(OSError, match="mandatory") as info:
+        new_tree(Path("/proc/sys/kernel"), inode_file_handles=mandatory)
+    assert info.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize("code", [errno.EOVERFLOW, errno.ESTALE, errno.EPERM])
+def test_only_a_lack_of_handles_falls_back_to_a_descriptor(
+    new_tree: NewTree, inode_file_handles: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file system at hand fails so; what stands in does only that."""
+
+    def fail(*_args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    tree = new_tree()
+    (tree.top / "file").touch()
+    monkeypatch.setattr(syscalls, "name_to_handle_at", fail)
+    error = tree.error(tree.fs.lookup(ROOT_ID, b"file"))
+    assert error == (errno.errorcode[code] if inode_file_handles else None)
+
+
+def test_what_was_known_by_descriptor_is_known_by_handle_once_that_is_wanted(
+    new_tree: NewTree,
+) -> None:
+    tree = new_tree(inode_file_handles=InodeFileHandles.NEVER)
+    for name in ("kept", "deleted", "held"):
+        (tree.top / name).write_bytes(name.encode())
+    known = {name: tree.look_up(name).nodeid for name in ("kept", "deleted", "held")}
+    os.unlink(tree.top / "deleted")
+    inodes = tree.fs.inodes
+    held = inodes.open(known["held"])
+    assert inodes.give_up_descriptors() is True
+    assert {name: isinstance(inodes.get(n).file, bytes) for name, n in known.items()} == {
+        "kept": True, "deleted": False, "held": True,
+    }  # fmt: skip
+    assert os.readlink(f"/proc/self/fd/{held.fd}") == str(tree.top / "held")
+    assert tree.look_up("kept").nodeid == known["kept"]
+    assert tree.do(tree.fs.getattr(known["deleted"])).nlink == 0
+    (tree.top / "new").touch()
+    assert isinstance(inodes.get(tree.look_up("new").nodeid).file, bytes)
+    assert inodes.give_up_descriptors() is False, "everything was tried"
 
 
 def reopen(path_fd: int, flags: int) -> int:

@@ -11,13 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.inodes import FIRST_ARTIFICIAL_NODEID, MAX_LOOKUPS, InodeMap, MountKey
 from uringfs.fs.syscalls import AT_FDCWD, statx
 from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
 
 ROOT_INO = 99
-INOS = st.sampled_from([2, 3, 4, FIRST_ARTIFICIAL_NODEID, 2**64 - 1])
+INOS = st.sampled_from([2, 3, 4, 2**47 - 1, 2**47, FIRST_ARTIFICIAL_NODEID, 2**64 - 1])
 MOUNTS = st.sampled_from([(8, 1, 20), (8, 1, 21), (8, 2, 20)])
 # The file that has the inode number at the time: a later one is another file, with another handle.
 GENERATIONS = st.sampled_from([None, 0, 1])
@@ -71,13 +72,14 @@ class InodeMachine(RuleBasedStateMachine):
         # A directory of the machine's own: descriptors of anything else do not count.
         self.directory = tempfile.mkdtemp()
         self.mounts = CountingMounts()
-        self.map = InodeMap(self.mounts)
+        self.map = InodeMap(self.mounts, Descriptors())
         if by_ino:
             self.map.prefer_ino()
         self.known: dict[int, Known] = {}
         # Whose the inode number is: of several the last one entered, until it is forgotten.
         self.owner: dict[tuple[MountKey, int], int] = {}
         self.given = {ROOT_ID}
+        self.mount_numbers: dict[MountKey, int] = {}
         self.enter_root()
 
     def enter_root(self) -> None:
@@ -86,6 +88,7 @@ class InodeMachine(RuleBasedStateMachine):
             self.a_file() if generation is None else a_handle(ROOT_INO, mount, generation),
             self.attr_of(ROOT_INO, mount),
         )
+        self.mount_numbers.setdefault(mount, 0)
         self.remember(ROOT_ID, Known(ROOT_INO, mount, generation, 2))
 
     def open_fds(self) -> int:
@@ -121,17 +124,25 @@ class InodeMachine(RuleBasedStateMachine):
         file = self.a_file() if generation is None else a_handle(ino, mount, generation)
         inode = self.map.lookup(file, self.attr_of(ino, mount))
         if expected is None:
-            self.check_new(inode.nodeid, ino)
+            self.check_new(inode.nodeid, ino, mount)
             self.remember(inode.nodeid, Known(ino, mount, generation, 1))
         else:
             known = self.known[expected]
             known.lookups = min(MAX_LOOKUPS, known.lookups + 1)
+            if known.generation is None:
+                known.generation = generation  # with its handle known, its descriptor is given up
             assert inode.nodeid == expected
         assert (inode.ino, inode.ids) == (ino, mount)
 
-    def check_new(self, nodeid: int, ino: int) -> None:
-        if self.by_ino and ino < FIRST_ARTIFICIAL_NODEID and ino not in self.known:
-            assert nodeid == ino
+    def number(self, ino: int, mount: MountKey) -> int:
+        """``mount | ino``, the mounts numbered as they come; as it is where it is too great."""
+        upper = self.mount_numbers.setdefault(mount, len(self.mount_numbers))
+        return ino if ino >= 1 << 47 else upper << 47 | ino
+
+    def check_new(self, nodeid: int, ino: int, mount: MountKey) -> None:
+        number = self.number(ino, mount)
+        if self.by_ino and number < FIRST_ARTIFICIAL_NODEID and number not in self.known:
+            assert nodeid == number
         else:
             assert nodeid not in self.given
             assert (nodeid >= FIRST_ARTIFICIAL_NODEID) == self.by_ino
@@ -199,7 +210,7 @@ TestInodeMap = InodeMachine.TestCase
 
 @pytest.fixture
 def inodes() -> InodeMap:
-    inodes = InodeMap(CountingMounts())
+    inodes = InodeMap(CountingMounts(), Descriptors())
     inodes.insert_root(a_file(), some_attr())
     return inodes
 

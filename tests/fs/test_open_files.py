@@ -11,11 +11,14 @@ import pytest
 from tests.fs.conftest import NewTree, Tree
 from uringfs.config import CachePolicy
 from uringfs.fs.core import FUSE_ATTR_DAX
+from uringfs.fs.handles import ENTRY, FAST
+from uringfs.fs.seal import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from uringfs.fs.types import ROOT_ID, Buffers, Caller, Features, Fopen, SetAttr
 
 ROOT = Caller(0, 0)
 SET_ID = stat.S_ISUID | stat.S_ISGID
 PAGE = mmap.PAGESIZE
+FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE = 0x08, 0x20
 
 
 def flags_of(tree: Tree, nodeid: int, fh: int) -> int:
@@ -176,6 +179,11 @@ def test_write_back_reads_what_is_opened_to_write(
     ("policy", "file", "directory"),
     [
         (CachePolicy.NEVER, Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES, Fopen(0)),
+        (
+            CachePolicy.METADATA,
+            Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES,
+            Fopen.KEEP_CACHE | Fopen.CACHE_DIR,
+        ),
         (CachePolicy.AUTO, Fopen(0), Fopen(0)),
         (CachePolicy.ALWAYS, Fopen.KEEP_CACHE, Fopen.KEEP_CACHE | Fopen.CACHE_DIR),
     ],
@@ -301,3 +309,36 @@ def test_a_truncation_by_a_user_says_what_the_kernel_does_not(tree: Tree) -> Non
     assert not kills(os.O_RDWR | os.O_TRUNC, 0)
     tree.fs.negotiated(Features(killpriv_v2=True))
     assert not kills(os.O_RDWR | os.O_TRUNC, 4321)
+
+
+@pytest.mark.parametrize(
+    ("mode", "offset", "length", "refused"),
+    [
+        (0, 0, 10, False),
+        (0, 9, 2, True),
+        (FALLOC_FL_KEEP_SIZE, 10, 1, True),
+        (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2, 8, False),
+        (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2, 9, True),
+        (FALLOC_FL_ZERO_RANGE, 0, 10, False),
+        (FALLOC_FL_ZERO_RANGE, 0, 11, True),
+        (FALLOC_FL_COLLAPSE_RANGE, 0, 4, True),
+        (FALLOC_FL_INSERT_RANGE, 0, 4, True),
+    ],
+)
+def test_a_sealed_size_and_fallocate(
+    new_tree: NewTree, mode: int, offset: int, length: int, refused: bool
+) -> None:
+    tree = new_tree(seal_size=True)
+    nodeid, fh = opened(tree, os.O_RDWR)
+    error = tree.error(tree.fs.fallocate(nodeid, fh, mode, offset, length))
+    assert (error == "EPERM") is refused  # without, what the file system says
+    assert len(content(tree)) == 10
+
+
+def test_a_file_that_is_sealed_and_written_is_not_for_compiled_code(new_tree: NewTree) -> None:
+    tree = new_tree(seal_size=True)
+    nodeid, writable = opened(tree, os.O_RDWR)
+    readable = tree.do(tree.fs.open(nodeid, os.O_RDONLY)).fh
+    for fh, fast in ((writable, 0), (readable, FAST)):
+        flags = ENTRY.unpack_from(tree.fs.handles.table, (fh & 0xFFFFFFFF) * ENTRY.size)[1]
+        assert flags & FAST == fast

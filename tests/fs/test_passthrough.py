@@ -42,6 +42,13 @@ def test_no_open_needs_the_option_and_the_kernel(
         names = {entry[-1] for entry in tree.do(tree.fs.readdir(ROOT_ID, 0, 0, 4096))}
         assert names == {b".", b"..", b"file"}
         assert (tree.top / "file").read_bytes() == b"DAta"
+        for name in (b"file", b"new"):  # what exists, and what does not
+            create = tree.fs.create(ROOT, ROOT_ID, name, os.O_RDWR | os.O_TRUNC, 0o600)
+            entry, made = tree.do(create)
+            assert made.fh == 0
+            assert tree.write(entry.nodeid, 0, b"made") == 4
+            assert (tree.top / os.fsdecode(name)).read_bytes() == b"made"
+        assert len(tree.fs.handles) == 0
     else:
         read = tree.fs.read(nodeid, 0, [memoryview(bytearray(4))], 0)
         assert tree.error(read) == "EBADF"
@@ -80,6 +87,26 @@ def test_it_can_be_destroyed_and_imported_again(tree: Tree) -> None:
     again = tree.look_up("file").nodeid
     assert tree.do(tree.fs.getattr(again)).ino == (tree.top / "file").stat().st_ino
     assert tree.lookups(ROOT_ID) == 2
+
+
+@pytest.mark.parametrize("do_import", [True, False])
+def test_the_root_is_entered_by_init_or_by_whoever_embeds_it(
+    new_tree: NewTree, do_import: bool
+) -> None:
+    tree = new_tree(do_import=do_import)
+    tree.fs.destroy()
+    tree.fs.negotiated(Features())
+    assert tree.error(tree.fs.getattr(ROOT_ID)) == (None if do_import else "EBADF")
+    tree.fs.import_()
+    assert tree.error(tree.fs.getattr(ROOT_ID)) is None
+
+
+def test_directories_have_timeouts_of_their_own(new_tree: NewTree) -> None:
+    tree = new_tree(entry_timeout=1, attr_timeout=2, dir_entry_timeout=3, dir_attr_timeout=4)
+    (tree.top / "dir").mkdir()
+    (tree.top / "file").touch()
+    assert tree.look_up("file")[-2:] == (1, 2)
+    assert tree.look_up("dir")[-2:] == (3, 4)
 
 
 def test_importing_clears_the_umask(tree: Tree) -> None:

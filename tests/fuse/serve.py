@@ -43,7 +43,8 @@ async def main(source: str, mountpoint: str, options: dict[str, Any]) -> None:
     pool = PooledFileIO(POOL_THREADS)
     back_ends = dict(zip(IOS, (SyncFileIO(), pool), strict=True))
     fs = PassthroughFs(config, back_ends[options.get("io", "sync")])
-    fs.import_()
+    if not config.do_import:
+        fs.import_()
     session = DevSession(fs, mountpoint, config, _section(MountConfig, options))
     order = itertools.cycle(back_ends.values())
 

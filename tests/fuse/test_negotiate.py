@@ -42,6 +42,7 @@ def test_nothing_is_taken_that_was_not_offered(flags: int) -> None:
         ({"dax_file_size": 0}, InitFlags.HAS_INODE_DAX, "perfile_dax"),
         ({"xattr": True}, InitFlags.SECURITY_CTX, None),
         ({"cache_policy": CachePolicy.ALWAYS}, InitFlags.CACHE_SYMLINKS, None),
+        ({"cache_policy": CachePolicy.METADATA}, InitFlags.CACHE_SYMLINKS, None),
     ],
 )
 def test_an_option_asks_for_its_flag(
@@ -88,6 +89,14 @@ def test_no_readdir_asks_for_no_readdirplus() -> None:
 def test_what_may_not_be_kept_is_not_looked_up_with_readdirplus() -> None:
     assert InitFlags.DO_READDIRPLUS in agree(attr_timeout=0).flags
     assert InitFlags.DO_READDIRPLUS not in agree(attr_timeout=0, entry_timeout=0).flags
+
+
+def test_without_opens_truncation_is_a_request_of_its_own() -> None:
+    no_open: dict[str, Any] = {"no_open": True, "cache_policy": CachePolicy.ALWAYS}
+    assert InitFlags.ATOMIC_O_TRUNC in agree().flags
+    assert InitFlags.ATOMIC_O_TRUNC not in agree(**no_open).flags
+    offered = EVERYTHING & ~InitFlags.NO_OPEN_SUPPORT
+    assert InitFlags.ATOMIC_O_TRUNC in agree(offered, **no_open).flags
 
 
 def test_the_reply_says_what_was_agreed() -> None:

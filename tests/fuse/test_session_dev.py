@@ -27,6 +27,14 @@ from uringfs.fuse.mounts import mount_at, unmount
 NOBODY = 65534
 
 
+@pytest.mark.parametrize("do_import", [True, False])
+def test_the_root_is_entered_by_init_or_beforehand(serve: Serve, do_import: bool) -> None:
+    """The test's server enters it by itself where do_import says that INIT does not."""
+    mounted = serve(do_import=do_import)
+    (mounted.path / "file").write_bytes(b"x")
+    assert (mounted.source / "file").read_bytes() == b"x"
+
+
 class TestServing:
     def test_a_shell_works_in_it(self, served: Served) -> None:
         script = """

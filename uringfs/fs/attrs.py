@@ -6,7 +6,7 @@ import errno
 import os
 from functools import partial
 
-from uringfs.fs import syscalls
+from uringfs.fs import seal, syscalls
 from uringfs.fs.core import Core, magic
 from uringfs.fs.credentials import acting
 from uringfs.fs.types import UTIME_OMIT, Caller, OwnedFd, SetAttr, Statx, Timespec
@@ -20,12 +20,14 @@ class AttrOps(Core):
     async def getattr(self, nodeid: int, fh: int | None = None) -> Statx:
         """statx(2), of the open file if ``fh`` is given: it may have no name any more."""
         file = self.handles.get(fh, nodeid).file if fh else self.inodes.open(nodeid)
-        return syscalls.statx(file.fd)
+        return self._shown(syscalls.statx(file.fd))
 
     async def setattr(
         self, caller: Caller, nodeid: int, change: SetAttr, fh: int | None = None
     ) -> Statx:
         """chmod(2), chown(2), truncate(2), utimensat(2), in that order; the attributes after it."""
+        if change.size is not None and self.config.seal_size:
+            seal.refuse()
         path = self.inodes.open(nodeid)
         name = b"%d" % path.fd
         proc = self._proc_self_fd.fd
@@ -39,7 +41,7 @@ class AttrOps(Core):
             await self._truncate(nodeid, fh, change.size, change.kill_suidgid)
         if change.atime is not None or change.mtime is not None:
             syscalls.utimensat(proc, name, change.atime or _OMIT, change.mtime or _OMIT)
-        return syscalls.statx(path.fd)
+        return self._shown(syscalls.statx(path.fd))
 
     async def _truncate(self, nodeid: int, fh: int | None, size: int, kill: bool) -> None:
         if fh is None or self.handles.get(fh, nodeid).flags & os.O_ACCMODE == os.O_RDONLY:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 
-from uringfs.config import CachePolicy, Config
+from uringfs.config import CachePolicy, Config, InodeFileHandles
 from uringfs.fs import syscalls
+from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.handles import Handle, HandleMap
-from uringfs.fs.inodes import InodeMap
+from uringfs.fs.inodes import InodeMap, mount_key
 from uringfs.fs.io import FileIO
 from uringfs.fs.types import (
+    ROOT_ID,
     Entry,
     Features,
     Fopen,
@@ -47,27 +50,60 @@ class Core:
         self.features = Features()
         self._proc_self_fd = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
         self.mount_fds = MountFds(self._reopen_now)
-        self.inodes = InodeMap(self.mount_fds)
+        self.descriptors = Descriptors()
+        self.inodes = InodeMap(self.mount_fds, self.descriptors)
+        self.inodes.by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+        if config.use_host_ino:
+            self.inodes.prefer_ino()
+        self._timeouts = {False: config.file_timeouts, True: config.dir_timeouts}
+        self._open_flags = OPEN_FLAGS if config.allow_direct_io else OPEN_FLAGS & ~os.O_DIRECT
         self.handles = HandleMap()
+        self._root_handle: FileHandle | None = None
         self._device_traits: dict[tuple[int, int], int] = {}
 
     def import_(self) -> None:
-        """Enter the root directory; OSError where it is missing, or is not a directory.
+        """Enter the root directory, if it is not known; OSError where it is no directory.
 
-        Clears the process's umask: modes arrive as they shall be.
+        OSError EOPNOTSUPP where file handles are mandatory and its file system has none. Clears
+        the process's umask: modes arrive as they shall be.
         """
+        if ROOT_ID in self.inodes:
+            return
         path = OwnedFd(os.open(self.config.root_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.umask(0)
         self.inodes.insert_root(self._key_of(path), syscalls.statx(path.fd))
+        self._hold_mount(path)
+
+    def _hold_mount(self, root: OwnedFd) -> None:
+        """Keep open what handles are opened by: once descriptors have run out it is too late."""
+        try:
+            self._root_handle = self.mount_fds.handle_of(root.fd)
+        except OSError as exc:
+            log.info("file handles of the source cannot be used: %s", exc.strerror)
+        if self._root_handle is not None:
+            self.mount_fds.hold(self._root_handle)
+        elif self.config.inode_file_handles is InodeFileHandles.PREFER:
+            log.warning(
+                "inodes are remembered by descriptor: the source's file system has no "
+                "file handles, or they cannot be opened"
+            )
 
     def negotiated(self, features: Features) -> None:
-        """Take note of what session and kernel agreed on."""
+        """Take note of what session and kernel agreed on; enter the root if that is ours to do.
+
+        With do_import off, whoever has several file systems under one mount calls ``import_``.
+        """
         self.features = features
+        if self.config.do_import:
+            self.import_()
 
     def destroy(self) -> None:
         """Forget every inode and close every handle; ``import_`` starts anew."""
         self.handles.clear()
         self.inodes.clear()
+        if self._root_handle is not None:
+            self.mount_fds.drop(self._root_handle)
+            self._root_handle = None
 
     def keep_fds(self) -> list[int]:
         """Descriptors that a live upgrade has to hand on."""
@@ -82,23 +118,38 @@ class Core:
         return path
 
     async def _lookup_at(self, dir_fd: int, name: bytes) -> Entry:
-        return self._enter(await self.io.openat(dir_fd, name, O_PATH_FLAGS))
+        try:
+            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS)
+        except OSError as exc:
+            self.descriptors.make_room(exc)
+            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS)
+        return self._enter(path)
 
     def _enter(self, path: OwnedFd) -> Entry:
         """Count a lookup of the file behind an O_PATH descriptor."""
         attr = syscalls.statx(path.fd)
         inode = self.inodes.lookup(self._key_of(path), attr)
-        config = self.config
         return Entry(
-            inode.nodeid, 0, attr, self.attr_flags(attr), config.entry_timeout, config.attr_timeout
-        )
+            inode.nodeid, 0, self._shown(attr), self.attr_flags(attr),
+            *self._timeouts[stat.S_ISDIR(attr.mode)],
+        )  # fmt: skip
 
     def _key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
-        if self.config.inode_file_handles:
+        if self.inodes.by_handle:
             handle = self.mount_fds.handle_of(path.fd)
             if handle is not None:
                 return handle
+            if self.config.inode_file_handles is InodeFileHandles.MANDATORY:
+                raise OSError(
+                    errno.EOPNOTSUPP, "inode_file_handles=mandatory, but it has no file handles"
+                )
         return path
+
+    def _shown(self, attr: Statx) -> Statx:
+        """The attributes as clients see them: with an inode number that is the map's."""
+        if not self.inodes.numbered:
+            return attr
+        return attr._replace(ino=self.inodes.number(attr.ino, mount_key(attr)))
 
     def attr_flags(self, attr: Statx) -> int:
         """FUSE_ATTR_* for a file: whether the client may map it with DAX."""
@@ -114,9 +165,12 @@ class Core:
             raise OSError(errno.EBADF, "only regular files and directories are opened")
         flags = self._backing_flags(flags) | os.O_CLOEXEC
         path = self.inodes.open(nodeid)
-        return await self.io.openat(
-            self._proc_self_fd.fd, b"%d" % path.fd, flags, kill_suidgid=kill_suidgid
-        )
+        name, proc = b"%d" % path.fd, self._proc_self_fd.fd
+        try:
+            return await self.io.openat(proc, name, flags, kill_suidgid=kill_suidgid)
+        except OSError as exc:
+            self.descriptors.make_room(exc)
+            return await self.io.openat(proc, name, flags, kill_suidgid=kill_suidgid)
 
     def _backing_flags(self, flags: int) -> int:
         """The flags for the backing file.
@@ -124,7 +178,7 @@ class Core:
         With the writeback cache the kernel reads the rest of a page that is partly written, also
         of a file opened for writing only, and says itself where an append goes.
         """
-        flags &= OPEN_FLAGS
+        flags &= self._open_flags
         if self.features.writeback:
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
@@ -146,8 +200,8 @@ class Core:
 
     def _fopen_dir(self) -> Fopen:
         """How the kernel is to treat an open directory, by the cache policy."""
-        always = self.config.cache_policy is CachePolicy.ALWAYS
-        return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if always else Fopen(0)
+        keep = self.config.cache_policy in (CachePolicy.ALWAYS, CachePolicy.METADATA)
+        return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if keep else Fopen(0)
 
     def _fopen(self, flags: int) -> Fopen:
         """How the kernel is to treat a file opened with ``flags``, by the cache policy.
@@ -157,7 +211,7 @@ class Core:
         policy = self.config.cache_policy
         fopen = Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else Fopen(0)
         uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
-        if uncached or policy is CachePolicy.NEVER:
+        if uncached or not policy.caches_files:
             fopen |= Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
         return fopen
 

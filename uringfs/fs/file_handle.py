@@ -8,12 +8,15 @@ for each mount in use.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import struct
 from collections.abc import Callable
 
 from uringfs.fs import syscalls
 from uringfs.fs.types import is_safe_inode
+
+log = logging.getLogger(__name__)
 
 FileHandle = bytes
 """Mount id, handle type and the file system's opaque handle, in one hashable string."""
@@ -29,22 +32,28 @@ class MountFds:
         self._reopen = reopen
         self._fds: dict[int, int] = {}
         self._users: dict[int, int] = {}
+        self._permitted = True
 
     def handle_of(self, path_fd: int) -> FileHandle | None:
         """The handle of an O_PATH descriptor; None where the file system has none (EOPNOTSUPP).
 
-        Other errors are raised. A handle is given only if it can be opened again.
+        Other errors are raised. A handle is given only if it can be opened again: none at all to
+        a process without CAP_DAC_READ_SEARCH.
         """
+        if not self._permitted:
+            return None
         try:
-            mount_id, kind, handle = syscalls.name_to_handle_at(
+            mount_id, kind, opaque = syscalls.name_to_handle_at(
                 path_fd, b"", syscalls.AT_EMPTY_PATH
             )
-            self._need(mount_id, path_fd)
+            handle = _PREFIX.pack(mount_id, kind) + opaque
+            if mount_id not in self._fds:
+                self._need(mount_id, path_fd, handle)
         except OSError as exc:
-            if exc.errno in (errno.EOPNOTSUPP, errno.EOVERFLOW):
+            if exc.errno == errno.EOPNOTSUPP:
                 return None
             raise
-        return _PREFIX.pack(mount_id, kind) + handle
+        return handle
 
     def open(self, handle: FileHandle, flags: int) -> int:
         """A descriptor of the file; ESTALE when it no longer exists."""
@@ -66,9 +75,17 @@ class MountFds:
             del self._users[mount_id]
             os.close(self._fds.pop(mount_id))
 
-    def _need(self, mount_id: int, path_fd: int) -> None:
-        if mount_id in self._fds:
-            return
+    def _need(self, mount_id: int, path_fd: int, handle: FileHandle) -> None:
+        """Open the mount by its first file, and see whether a handle on it opens again."""
         if not is_safe_inode(syscalls.statx(path_fd).mode):
             raise OSError(errno.EOPNOTSUPP, "the first file of a mount cannot be opened")
         self._fds[mount_id] = self._reopen(path_fd, os.O_RDONLY)
+        try:
+            os.close(self.open(handle, os.O_PATH))
+        except OSError as exc:
+            os.close(self._fds.pop(mount_id))
+            if exc.errno != errno.EPERM:
+                raise
+            self._permitted = False
+            log.info("no file handles are used: opening one needs CAP_DAC_READ_SEARCH")
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from None

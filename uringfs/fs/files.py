@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-from uringfs.fs import syscalls
+from uringfs.fs import seal, syscalls
 from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
 from uringfs.fs.handles import FAST, MEMORY, Handle
-from uringfs.fs.types import Buffers, Caller, Entry, Opened, OwnedFd
+from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd
 
 _MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
 """TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h)."""
@@ -32,12 +32,23 @@ class FileOps(Core):
         """open(2) of a known inode; ENOSYS tells the kernel to do without (no_open)."""
         if self.features.no_open:
             raise OSError(errno.ENOSYS, "no_open")
+        return await self._open(nodeid, flags, kill_suidgid)
+
+    async def _open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+        if flags & os.O_TRUNC and self.config.seal_size:
+            seal.refuse()
         file = await self._open_inode(nodeid, flags, kill_suidgid=kill_suidgid)
         return self._opened(nodeid, file, flags)
 
     def _opened(self, nodeid: int, file: OwnedFd, flags: int) -> Opened:
-        kept = self._backing_flags(flags) & ~os.O_TRUNC
-        fh = self.handles.insert(nodeid, file, kept, self._traits(nodeid, file))
+        """With no_open, what CREATE has opened is not kept either: there will be no RELEASE."""
+        if self.features.no_open:
+            return Opened(0, self._fopen(flags))
+        self.descriptors.keep(file.fd)
+        kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self._traits(nodeid, file)
+        if self.config.seal_size and kept & os.O_ACCMODE != os.O_RDONLY:
+            kept, traits = kept | CHECKED, 0
+        fh = self.handles.insert(nodeid, file, kept, traits)
         return Opened(fh, self._fopen(flags))
 
     def _traits(self, nodeid: int, file: OwnedFd) -> int:
@@ -82,7 +93,7 @@ class FileOps(Core):
     ) -> tuple[Entry, Opened]:
         entry = await self._lookup_at(dir_fd, name)
         try:
-            return entry, await self.open(entry.nodeid, flags, kill_suidgid)
+            return entry, await self._open(entry.nodeid, flags, kill_suidgid)
         except BaseException:
             self.inodes.forget(entry.nodeid, 1)
             raise
@@ -134,6 +145,9 @@ class FileOps(Core):
         if from_cache:
             flags = (handle.flags if flags is None else flags) & ~(os.O_DIRECT | os.O_APPEND)
         file = await self._variant(handle, flags)
+        if self.config.seal_size:
+            now = handle.flags if flags is None else flags
+            seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
         return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
 
     async def _variant(self, handle: Handle, flags: int | None) -> OwnedFd:
@@ -146,6 +160,7 @@ class FileOps(Core):
         file = handle.variants.get(wanted)
         if file is None:
             file = await self._open_inode(handle.nodeid, handle.flags & ~_CHANGEABLE | wanted)
+            self.descriptors.keep(file.fd)
             handle.variants[wanted] = file
         return file
 
@@ -168,6 +183,8 @@ class FileOps(Core):
     async def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2) with any mode; clears set-ID bits as a write does."""
         handle = await self._handle(fh, nodeid, os.O_RDWR)
+        if self.config.seal_size:
+            seal.check_fallocate(handle.file.fd, mode, offset, length)
         await self.io.fallocate(handle.file.fd, mode, offset, length, kill_suidgid=True)
 
     async def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
@@ -191,6 +208,8 @@ class FileOps(Core):
             raise OSError(errno.EINVAL, "copy_file_range has no flags")
         source = await self._handle(fh_in, nodeid_in, os.O_RDONLY)
         target = await self._handle(fh_out, nodeid_out, os.O_RDWR)
+        if self.config.seal_size:
+            seal.check_range(target.file.fd, offset_out, length)
         return await self.io.call(
             os.copy_file_range, source.file.fd, target.file.fd, length, offset_in, offset_out
         )

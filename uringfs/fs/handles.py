@@ -38,9 +38,9 @@ _INDEX = 0xFFFFFFFF
 class Handle:
     """An open file or directory of the backing file system.
 
-    ``flags`` are the O_* flags it was opened with. ``variants`` holds the same file opened with
-    other flags, for requests that were made after fcntl(F_SETFL) changed them: the descriptor
-    itself is never altered, since another request may be using it.
+    ``flags`` are the O_* flags it was opened with, and CHECKED. ``variants`` holds the same file
+    opened with other flags, for requests that were made after fcntl(F_SETFL) changed them: the
+    descriptor itself is never altered, since another request may be using it.
     """
 
     __slots__ = ("fh", "file", "flags", "nodeid", "variants")

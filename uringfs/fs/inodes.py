@@ -3,19 +3,32 @@
 A node id is found by three keys: itself, the file's (inode number, device, mount), and its file
 handle where there is one. An inode number may be reused while a node id still stands for the
 deleted file: an open descriptor prevents that, a file handle tells the two apart.
+
+A number for clients, :meth:`InodeMap.number`, tells files of several mounts apart: ``8 bits for the
+mount | 47 bits of its own inode number``. The mount of the root has 0 there, so that below it all
+numbers are the source's own.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterator
 
+from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
 
+log = logging.getLogger(__name__)
+
 MAX_LOOKUPS = 2**64 - 1
-FIRST_ARTIFICIAL_NODEID = 1 << 56
+INO_BITS = 47
+"""Of a number for clients, the bits that are the inode's own number."""
+MAX_MOUNTS = 1 << 8
+FIRST_ARTIFICIAL_NODEID = MAX_MOUNTS << INO_BITS
+BATCH = 128
+"""Descriptors given up at one time."""
 
 
 class Inode:
@@ -54,17 +67,27 @@ class OnMount(dict[int, Inode]):
 class InodeMap:
     """The inodes the kernel knows, by node id, by identity and by file handle."""
 
-    def __init__(self, mount_fds: MountFds) -> None:
+    def __init__(self, mount_fds: MountFds, descriptors: Descriptors) -> None:
+        self.by_handle = False
+        """Whether to look a file up by its handle, where it has one."""
         self._mount_fds = mount_fds
+        self._descriptors = descriptors
+        descriptors.free = self.give_up_descriptors
+        self._to_give_up: Iterator[int] | None = None
+        self._mount_numbers: dict[MountKey, int] = {}
         self._by_nodeid: dict[int, Inode] = {}
         self._by_ids: dict[MountKey, OnMount] = {}
         self._modes: dict[int, int] = {}
         self._by_handle: dict[FileHandle, Inode] = {}
         self._next_nodeid = ROOT_ID + 1
-        self._nodeid_is_ino = False
+        self.numbered = False
+        """Whether clients see :meth:`number` as inode numbers; see :meth:`prefer_ino`."""
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
+
+    def __contains__(self, nodeid: int) -> bool:
+        return nodeid in self._by_nodeid
 
     def __iter__(self) -> Iterator[Inode]:
         return iter(self._by_nodeid.values())
@@ -81,22 +104,33 @@ class InodeMap:
         file = self.get(nodeid).file
         if isinstance(file, OwnedFd):
             return file
-        return OwnedFd(self._mount_fds.open(file, os.O_PATH))
+        try:
+            return OwnedFd(self._mount_fds.open(file, os.O_PATH))
+        except OSError as exc:
+            self._descriptors.make_room(exc)
+            return OwnedFd(self._mount_fds.open(file, os.O_PATH))
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
         """Enter the root directory: two lookups, as libfuse counts them, and never forgotten."""
+        self._mount_numbers.setdefault(mount_key(attr), 0)
         self._enter(ROOT_ID, file, attr).lookups = 2
 
     def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
         """Count a lookup of the file and return its inode, which is new if it was not known.
 
-        Nothing is awaited in here, so two requests that look up one file cannot both enter it.
+        OSError EMFILE for a new one by descriptor, if those have run short. Nothing is awaited in
+        here, so two requests that look up one file cannot both enter it.
         """
         inode = self._find(file, attr)
         if inode is None:
-            inode = self._enter(self._new_nodeid(attr.ino), file, attr)
-        elif inode.lookups < MAX_LOOKUPS:
-            inode.lookups += 1
+            if isinstance(file, OwnedFd):
+                self._descriptors.keep(file.fd)
+            inode = self._enter(self._new_nodeid(attr), file, attr)
+        else:
+            if isinstance(file, bytes) and isinstance(inode.file, OwnedFd):
+                self._give_up(inode, file)
+            if inode.lookups < MAX_LOOKUPS:
+                inode.lookups += 1
         return inode
 
     def forget(self, nodeid: int, count: int) -> None:
@@ -114,17 +148,66 @@ class InodeMap:
             self._remove(inode)
 
     def prefer_ino(self) -> None:
-        """Use inode numbers as node ids from now on, where they are free.
-
-        For a session whose clients are shown the node id as the inode number.
-        """
-        self._nodeid_is_ino = True
+        """Show clients numbers of their own, and use them as node ids where they are free."""
+        self.numbered = True
         self._next_nodeid = FIRST_ARTIFICIAL_NODEID
 
-    def _new_nodeid(self, ino: int) -> int:
-        wanted = self._nodeid_is_ino and ROOT_ID < ino < FIRST_ARTIFICIAL_NODEID
-        if wanted and ino not in self._by_nodeid:
+    def number(self, ino: int, mount: MountKey) -> int:
+        """The number for clients of an inode; its own, where that or the mount's is too great."""
+        upper = self._mount_numbers.get(mount)
+        if upper is None:
+            upper = self._mount_numbers[mount] = len(self._mount_numbers)
+            if upper == MAX_MOUNTS:
+                log.warning("more than %d mounts: inode numbers may be alike", MAX_MOUNTS)
+        if upper >= MAX_MOUNTS or ino >> INO_BITS:
             return ino
+        return upper << INO_BITS | ino
+
+    def give_up_descriptors(self) -> bool:
+        """Remember a number of inodes by file handle instead; False if none of them can be.
+
+        What is looked up from now on is remembered by handle, too. So everything is tried once:
+        what comes by descriptor later has no handle.
+        """
+        if self._to_give_up is None:
+            log.info(
+                "descriptors run short: inodes are remembered by file handle where they can be"
+            )
+            self.by_handle = True
+            self._to_give_up = iter([nodeid for nodeid in self._by_nodeid if nodeid != ROOT_ID])
+        given_up = 0
+        for nodeid in self._to_give_up:
+            inode = self._by_nodeid.get(nodeid)
+            if inode is not None and isinstance(inode.file, OwnedFd):
+                given_up += self._try_to_give_up(inode, inode.file)
+                if given_up == BATCH:
+                    break
+        return given_up > 0
+
+    def _try_to_give_up(self, inode: Inode, file: OwnedFd) -> bool:
+        """A deleted file keeps its descriptor: nothing else keeps the file."""
+        try:
+            if os.fstat(file.fd).st_nlink == 0:
+                return False
+            handle = self._mount_fds.handle_of(file.fd)
+        except OSError:
+            return False
+        if handle is None or handle in self._by_handle:
+            return False
+        self._give_up(inode, handle)
+        return True
+
+    def _give_up(self, inode: Inode, handle: FileHandle) -> None:
+        """Whoever works with the descriptor holds it himself (OwnedFd)."""
+        inode.file = handle
+        self._by_handle[handle] = inode
+        self._mount_fds.hold(handle)
+
+    def _new_nodeid(self, attr: Statx) -> int:
+        if self.numbered:
+            number = self.number(attr.ino, mount_key(attr))
+            if ROOT_ID < number < FIRST_ARTIFICIAL_NODEID and number not in self._by_nodeid:
+                return number
         nodeid = self._next_nodeid
         self._next_nodeid += 1
         return nodeid
@@ -134,7 +217,7 @@ class InodeMap:
             inode = self._by_handle.get(file)
             if inode is not None:
                 return inode
-        mount = self._by_ids.get(_mount_key(attr))
+        mount = self._by_ids.get(mount_key(attr))
         inode = mount.get(attr.ino) if mount is not None else None
         if inode is not None and isinstance(file, bytes) and isinstance(inode.file, bytes):
             return None  # the inode number was reused: the handles differ
@@ -142,7 +225,7 @@ class InodeMap:
 
     def _enter(self, nodeid: int, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
         """Enter a new inode. A million of them share what is equal: mounts, and modes."""
-        key = _mount_key(attr)
+        key = mount_key(attr)
         mount = self._by_ids.get(key)
         if mount is None:
             mount = self._by_ids[key] = OnMount(key)
@@ -166,5 +249,6 @@ class InodeMap:
             self._mount_fds.drop(inode.file)
 
 
-def _mount_key(attr: Statx) -> MountKey:
+def mount_key(attr: Statx) -> MountKey:
+    """Which mount a file lies on."""
     return attr.dev_major, attr.dev_minor, attr.mnt_id

@@ -118,7 +118,9 @@ class NameOps(Core):
         if self.features.no_opendir:
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        traits = 0 if self.config.no_readdir else LIST
+        self.descriptors.keep(file.fd)
+        as_it_is = not self.config.no_readdir and not self.inodes.numbered
+        traits = LIST if as_it_is else 0
         return Opened(
             self.handles.insert(nodeid, file, flags & OPEN_FLAGS, traits), self._fopen_dir()
         )
@@ -131,7 +133,12 @@ class NameOps(Core):
         if self.config.no_readdir:
             return []
         handle = await self._handle(fh, nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        return await self.io.getdents64(handle.file.fd, offset, size)
+        entries = await self.io.getdents64(handle.file.fd, offset, size)
+        if not self.inodes.numbered:
+            return entries
+        mount = self.inodes.get(nodeid).ids
+        number = self.inodes.number
+        return [(number(ino, mount), off, kind, name) for ino, off, kind, name in entries]
 
     async def releasedir(self, nodeid: int, fh: int) -> None:
         """Close a directory."""

@@ -19,6 +19,10 @@ ROOT_ID = 1
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
 
+CHECKED = 1 << 27
+"""Beside the O_* flags of an open file: what is written is looked at first, so that none of its
+transfers is plain. No flag of open(2) is so great."""
+
 Buffers = Sequence[memoryview]
 """What data is read into or written from, in order, as readv(2) and writev(2) take it."""
 

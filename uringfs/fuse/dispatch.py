@@ -22,7 +22,7 @@ from uringfs.fs.errors import errno_of
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Entry, Opened
 from uringfs.fuse import abi, replies
-from uringfs.fuse.negotiate import Agreement, Offer, negotiate
+from uringfs.fuse.negotiate import Agreement, Offer, negotiate, not_offered
 from uringfs.fuse.opcodes import OPERATIONS, Operation
 from uringfs.fuse.request import Reply, Request, SecurityContexts
 from uringfs.fuse.stepping import Started
@@ -48,7 +48,11 @@ class Dispatcher:
         self, fs: PassthroughFs, config: Config, *, max_background: int, max_write: int
     ) -> None:
         self.fs = fs
-        self.attr_valid = abi.split_timeout(config.attr_timeout)
+        self.attr_valid = {
+            False: abi.split_timeout(config.file_timeouts[1]),
+            True: abi.split_timeout(config.dir_timeouts[1]),
+        }
+        """How long attributes are valid, by whether they are a directory's."""
         self.counts = [0] * (max(OPERATIONS) + 1)
         self.agreement: Agreement | None = None
         self.refusal: OSError | None = None
@@ -120,16 +124,16 @@ class Dispatcher:
         """Answer INIT: the fields of ``fuse_init_out``."""
         if flags & abi.InitFlags.INIT_EXT and len(rest) >= 4:
             flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
+        offer = Offer(major, minor, max_readahead, flags)
         try:
             self.agreement = negotiate(
-                Offer(major, minor, max_readahead, flags),
-                self._config,
-                max_background=self._max_background,
-                max_write=self._max_write,
+                offer, self._config, max_background=self._max_background, max_write=self._max_write
             )
         except OSError as exc:
             self.refusal = exc
             raise
+        if missing := not_offered(offer, self._config):
+            log.warning("asked for, but not offered by the kernel: %s", missing.name)
         log.debug(
             "FUSE %d.%d, offered %r, taken %r",
             major, minor, abi.InitFlags(flags), self.agreement.flags,

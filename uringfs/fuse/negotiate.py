@@ -86,6 +86,8 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
     if config.posix_acl and _POSIX_ACL & ~offer.flags:
         raise OSError(errno.EPROTO, "posix_acl: the kernel does not offer it (Linux 5.14 does)")
     flags = InitFlags(offer.flags) & (_ALWAYS | _by_options(config))
+    if InitFlags.NO_OPEN_SUPPORT in flags:
+        flags &= ~InitFlags.ATOMIC_O_TRUNC  # there is no request that could tell of it
     features = Features(
         writeback=InitFlags.WRITEBACK_CACHE in flags,
         no_open=InitFlags.NO_OPEN_SUPPORT in flags,
@@ -99,15 +101,18 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
     return Agreement(flags, offer.max_readahead, max_background, max_write, features)
 
 
+def not_offered(offer: Offer, config: Config) -> InitFlags:
+    """What the options ask for and the kernel does not have."""
+    return _by_options(config) & ~InitFlags(offer.flags)
+
+
 def _by_options(config: Config) -> InitFlags:
     flags = InitFlags(0)
-    if config.cache_policy is CachePolicy.ALWAYS:
-        # Nobody else changes the tree, so a changed mtime says nothing about cached pages, and a
-        # symbolic link keeps its target.
-        flags |= InitFlags.CACHE_SYMLINKS
-    else:
-        flags |= InitFlags.AUTO_INVAL_DATA
-    if not config.no_readdir and (config.entry_timeout or config.attr_timeout):
+    if config.cache_policy in (CachePolicy.ALWAYS, CachePolicy.METADATA):
+        flags |= InitFlags.CACHE_SYMLINKS  # nobody else changes the tree: a link keeps its target
+    if config.cache_policy is not CachePolicy.ALWAYS:
+        flags |= InitFlags.AUTO_INVAL_DATA  # a changed mtime says that cached pages are old
+    if not config.no_readdir and any((*config.file_timeouts, *config.dir_timeouts)):
         # Where nothing may be kept, what readdirplus looks up is of no use.
         flags |= InitFlags.DO_READDIRPLUS | InitFlags.READDIRPLUS_AUTO
     if config.writeback:

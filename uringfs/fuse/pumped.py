@@ -84,9 +84,10 @@ class PumpedDevice:
         self.pump.start()
 
     def negotiated(self) -> None:
-        """With the writeback cache the backing file is never opened for appending."""
-        writeback = self._fs.features.writeback
-        self.pump.configure(flag_mask=os.O_DIRECT | (0 if writeback else os.O_APPEND))
+        """Flags that no backing file is opened with need not be those of a request."""
+        direct = os.O_DIRECT if self._fs.config.allow_direct_io else 0
+        append = 0 if self._fs.features.writeback else os.O_APPEND
+        self.pump.configure(flag_mask=direct | append)
 
     def _request(self, index: int, length: int) -> None:
         slot = self._slots.get(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -65,20 +66,14 @@ def entry(_dispatcher: Dispatcher, request: Request, value: Entry) -> Reply:
 
 def attr(dispatcher: Dispatcher, request: Request, value: Statx) -> Reply:
     fields = abi.attr_fields(value, dispatcher.fs.attr_flags(value))
-    return (
-        abi.ATTR_REPLY.pack(
-            abi.ATTR_REPLY.size, 0, request.unique, *dispatcher.attr_valid, *fields
-        ),
-    )
+    valid = dispatcher.attr_valid[stat.S_ISDIR(value.mode)]
+    return (abi.ATTR_REPLY.pack(abi.ATTR_REPLY.size, 0, request.unique, *valid, *fields),)
 
 
 def statx(dispatcher: Dispatcher, request: Request, value: Statx) -> Reply:
     fields = abi.statx_fields(value)
-    return (
-        abi.STATX_REPLY.pack(
-            abi.STATX_REPLY.size, 0, request.unique, *dispatcher.attr_valid, *fields
-        ),
-    )
+    valid = dispatcher.attr_valid[stat.S_ISDIR(value.mode)]
+    return (abi.STATX_REPLY.pack(abi.STATX_REPLY.size, 0, request.unique, *valid, *fields),)
 
 
 def opened(_dispatcher: Dispatcher, request: Request, value: Opened) -> Reply:

@@ -13,6 +13,7 @@ import functools
 import logging
 import mmap
 import os
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -66,7 +67,8 @@ class Pyfuse3Session:
     def __init__(self, fs: PassthroughFs, mountpoint: str, config: Config, mount: MountConfig):
         """Raises ConfigError for options that pyfuse3 cannot carry."""
         for option in NOT_CARRIED:
-            if getattr(config, option):
+            value = getattr(config, option)
+            if value is not None and value is not False:  # 0 is a size like any other
                 raise ConfigError(f"{option} needs --session dev: pyfuse3 cannot carry it")
         self._fs = fs
         self._mountpoint = mountpoint
@@ -219,7 +221,8 @@ class _Operations(pyfuse3.Operations):
 
     def _attributes(self, nodeid: int, attr: Statx) -> pyfuse3.EntryAttributes:
         config = self._config
-        return _entry(Entry(nodeid, 0, attr, 0, config.entry_timeout, config.attr_timeout))
+        timeouts = config.dir_timeouts if stat.S_ISDIR(attr.mode) else config.file_timeouts
+        return _entry(Entry(nodeid, 0, attr, 0, *timeouts))
 
     @_answers
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Any
 
 from uringfs.fs.errors import errno_of
-from uringfs.fs.types import PlainIO
+from uringfs.fs.types import CHECKED, PlainIO
 from uringfs.fuse import abi
 from uringfs.fuse.replies import error
 from uringfs.fuse.request import Request
@@ -27,7 +27,8 @@ _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 # Header and arguments of READ and WRITE, which are alike, without caller and lock owner.
 _ARGUMENTS = Struct("=IIQQ16xQqII8xi4x")
 _UNUSUAL = ~(abi.FUSE_WRITE_LOCKOWNER | abi.FUSE_READ_LOCKOWNER)
-_CHANGEABLE = os.O_DIRECT | os.O_APPEND | os.O_SYNC
+# Of a handle's flags, those that make it a transfer for others: no request has CHECKED.
+_DIFFERENT = os.O_DIRECT | os.O_APPEND | os.O_SYNC | CHECKED
 _IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 _REPLY = mmap.PAGESIZE - abi.OUT_HEADER.size
 _WRITE_REPLY = abi.reply_struct(abi.WRITE_OUT)
@@ -79,7 +80,7 @@ def transfer(
         return None
     try:
         handle = find(fh, nodeid)
-        if (flags ^ handle.flags) & _CHANGEABLE:
+        if (flags ^ handle.flags) & _DIFFERENT:
             return None
         counts[opcode] += 1
         data, reply = slot.views.get(size) or slot.view(size)

@@ -1,0 +1,31 @@
+"""The process's limits, raised before anything needs what they bound."""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+from uringfs.errors import Exit, UserError
+
+log = logging.getLogger(__name__)
+
+
+def raise_nofile(wanted: int | None) -> None:
+    """Set RLIMIT_NOFILE: to the hard limit if ``wanted`` is None; 0 leaves it as it is.
+
+    UserError where it may not be had (getrlimit(2): above the hard limit, CAP_SYS_RESOURCE).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = {None: hard, 0: soft}.get(wanted, wanted)
+    assert target is not None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard if wanted == 0 else target))
+    except (OSError, ValueError) as exc:
+        raise UserError(
+            Exit.USAGE, f"rlimit_nofile: cannot be {target}, above the hard limit of {hard}: {exc}"
+        ) from exc
+    log.info("RLIMIT_NOFILE is %s, was %s", _shown(target), _shown(soft))
+
+
+def _shown(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
