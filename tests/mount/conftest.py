@@ -87,6 +87,24 @@ def source_on_ext4(ext4: Path) -> Generator[Path]:
     shutil.rmtree(os.fsencode(path))
 
 
+@pytest.fixture
+def without_handles(tmp_path: Path) -> Generator[Path]:
+    """A file system that has no file handles: an overlay."""
+    top = fresh(tmp_path, "overlay")
+    for name in ("lower", "upper", "work", "merged"):
+        (top / name).mkdir()
+    dirs = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
+    options = f"{dirs},index=off,nfs_export=off"
+    subprocess.run(
+        ["mount", "-t", "overlay", "-o", options, "overlay", top / "merged"],
+        check=True, timeout=30,
+    )  # fmt: skip
+    try:
+        yield top / "merged"
+    finally:
+        subprocess.run(["umount", "-l", top / "merged"], check=True, timeout=30)
+
+
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
 def combination(request: pytest.FixtureRequest) -> Combination:
     """Session and I/O back end."""

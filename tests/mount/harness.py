@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uringfs.control import ask, socket_path
 from uringfs.fuse.mounts import mount_at
 
 URINGFS = [sys.executable, "-m", "uringfs"]
@@ -162,6 +164,17 @@ class Mounted:
                 self.process.wait(TIMEOUT_S)
             self.kill()
         return took
+
+
+def requests_of(mounted: Mounted, work: Callable[[], object]) -> Counter[str]:
+    """How many requests of each kind the kernel makes for ``work``."""
+
+    def counts() -> Counter[str]:
+        return Counter(ask(socket_path(str(mounted.path)), "status")["requests"])
+
+    before = counts()
+    work()
+    return counts() - before
 
 
 def _umount(path: Path, *flags: str) -> bool:
