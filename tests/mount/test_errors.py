@@ -180,20 +180,6 @@ def test_a_write_cut_short_by_a_limit(
     assert os.stat(mounted.path / "file").st_size == limit
 
 
-def test_out_of_descriptors(new_mount: NewMount) -> None:
-    """The server runs out of descriptors: EMFILE for what needs one, and it goes on after that."""
-    mounted = new_mount()
-    for number in range(100):
-        (mounted.source / str(number)).mkdir()
-    used = len(os.listdir(f"/proc/{mounted.process.pid}/fd"))
-    resource.prlimit(mounted.process.pid, resource.RLIMIT_NOFILE, (used + 30, used + 200))
-    codes = {outcome_of(os.stat, mounted.path / str(number)).error for number in range(100)}
-    assert codes == {None, "EMFILE"}
-    resource.prlimit(mounted.process.pid, resource.RLIMIT_NOFILE, (used + 200, used + 200))
-    assert len(os.listdir(mounted.path)) == 100
-    assert (mounted.path / "99").is_dir()
-
-
 def test_the_source_vanishes_below(new_mount: NewMount) -> None:
     """Changes made behind the server's back: ENOENT and ESTALE, never a wrong file."""
     mounted = new_mount("--entry-timeout=0", "--attr-timeout=0")
