@@ -70,8 +70,6 @@ def test_more_files_than_descriptors(new_mount: NewMount) -> None:
     assert limit_of(mounted) == LIMIT
     names = make_files(mounted.source)
     check_all(mounted, names)
-    status = mounted.status()
-    assert status["inodes"] > FILES
     assert descriptors(mounted) < LIMIT
     assert mounted.log().count("descriptors run short") == 1
     assert "out of descriptors" not in mounted.log()

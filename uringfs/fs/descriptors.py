@@ -12,6 +12,8 @@ import os
 import resource
 from collections.abc import Callable
 
+from uringfs.fs.types import OwnedFd
+
 log = logging.getLogger(__name__)
 
 MAX_SPARE = 512
@@ -33,36 +35,46 @@ class Descriptors:
         self._said = False
         self._look_up_limit()
 
-    def keep(self, fd: int) -> None:
-        """Have it stay open; OSError EMFILE if it is one of the spare ones, and none can be freed.
+    def keep(self, file: OwnedFd) -> None:
+        """Have it stay open, by a number that is not spare; OSError EMFILE if there is none.
 
         The limit is looked up again, since others may change it (prlimit(2)).
         """
-        if fd < self.scarce or fd < self._look_up_limit() or self._make_some():
+        if file.fd < self.scarce or file.fd < self._look_up_limit():
             return
-        self._tell()
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if not self._move_down(file) and not (self.free() and self._move_down(file)):
+            self._tell()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def make_room(self, exc: OSError) -> None:
         """Return if what failed may be tried again; else raise it again."""
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
             raise exc
         self._look_up_limit()
-        if not self._make_some():
+        if not self.free() and self._is_out():
             self._tell()
             raise exc
 
-    def _make_some(self) -> bool:
-        """Whether there are descriptors now: others may have been closed since this one came."""
-        return self._lowest_free() < self.scarce or self.free()
-
-    def _lowest_free(self) -> int:
+    def _is_out(self) -> bool:
+        """Whether there is really none: others may have made room since it failed."""
         try:
-            fd = os.eventfd(0, os.EFD_CLOEXEC)
+            os.close(os.eventfd(0, os.EFD_CLOEXEC))
         except OSError:
-            return self._limit
-        os.close(fd)
-        return fd
+            return True
+        return False
+
+    def _move_down(self, file: OwnedFd) -> bool:
+        """Take a lower number for it: other requests had them when it was opened."""
+        try:
+            lower = os.dup(file.fd)
+        except OSError:
+            return False
+        if lower >= self.scarce:
+            os.close(lower)
+            return False
+        os.close(file.fd)
+        file.fd = lower
+        return True
 
     def _look_up_limit(self) -> int:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

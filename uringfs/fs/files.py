@@ -44,7 +44,7 @@ class FileOps(Core):
         """With no_open, what CREATE has opened is not kept either: there will be no RELEASE."""
         if self.features.no_open:
             return Opened(0, self._fopen(flags))
-        self.descriptors.keep(file.fd)
+        self.descriptors.keep(file)
         kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self._traits(nodeid, file)
         if self.config.seal_size and kept & os.O_ACCMODE != os.O_RDONLY:
             kept, traits = kept | CHECKED, 0
@@ -160,7 +160,7 @@ class FileOps(Core):
         file = handle.variants.get(wanted)
         if file is None:
             file = await self._open_inode(handle.nodeid, handle.flags & ~_CHANGEABLE | wanted)
-            self.descriptors.keep(file.fd)
+            self.descriptors.keep(file)
             handle.variants[wanted] = file
         return file
 

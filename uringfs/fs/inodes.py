@@ -124,7 +124,7 @@ class InodeMap:
         inode = self._find(file, attr)
         if inode is None:
             if isinstance(file, OwnedFd):
-                self._descriptors.keep(file.fd)
+                self._descriptors.keep(file)
             inode = self._enter(self._new_nodeid(attr), file, attr)
         else:
             if isinstance(file, bytes) and isinstance(inode.file, OwnedFd):

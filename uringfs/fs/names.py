@@ -118,7 +118,7 @@ class NameOps(Core):
         if self.features.no_opendir:
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
-        self.descriptors.keep(file.fd)
+        self.descriptors.keep(file)
         as_it_is = not self.config.no_readdir and not self.inodes.numbered
         traits = LIST if as_it_is else 0
         return Opened(
