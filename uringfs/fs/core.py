@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 
 FUSE_ATTR_DAX = 1 << 1
 
+# Made once, since an enumeration takes its time to combine them.
+_NOTHING_SPECIAL = Fopen(0)
+_UNCACHED = Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
+_KEPT_DIR = Fopen.KEEP_CACHE | Fopen.CACHE_DIR
+
 O_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
@@ -201,7 +206,7 @@ class Core:
     def _fopen_dir(self) -> Fopen:
         """How the kernel is to treat an open directory, by the cache policy."""
         keep = self.config.cache_policy in (CachePolicy.ALWAYS, CachePolicy.METADATA)
-        return Fopen.KEEP_CACHE | Fopen.CACHE_DIR if keep else Fopen(0)
+        return _KEPT_DIR if keep else _NOTHING_SPECIAL
 
     def _fopen(self, flags: int) -> Fopen:
         """How the kernel is to treat a file opened with ``flags``, by the cache policy.
@@ -209,11 +214,10 @@ class Core:
         For O_DIRECT alone the kernel would send one write at a time.
         """
         policy = self.config.cache_policy
-        fopen = Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else Fopen(0)
         uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
         if uncached or not policy.caches_files:
-            fopen |= Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
-        return fopen
+            return _UNCACHED
+        return Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else _NOTHING_SPECIAL
 
     async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
         """The open file, or one opened for this request where the kernel opens none (no_open)."""
