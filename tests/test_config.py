@@ -35,6 +35,9 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "dir_attr_timeout": ("5", 5.0),
     "cache_policy": ("always", CachePolicy.ALWAYS),
     "inode_file_handles": ("mandatory", InodeFileHandles.MANDATORY),
+    "xattrmap": (":map::user.virtiofs.:", ":map::user.virtiofs.:"),
+    "uid_map": ("0:1000:1", "0:1000:1"),
+    "gid_map": ("0:100000:65536", "0:100000:65536"),
     "dax_file_size": ("32768", 32768),
     "fsname": ("backup", "backup"),
     "max_background": ("65535", 65535),
@@ -64,6 +67,12 @@ BAD = [
     *[("rlimit_nofile", text) for text in ("", "-1", "all", str(2**31))],
     *[("dax_file_size", text) for text in ("", "32k", "-1", "1.5", str(2**63))],
     pytest.param("dax_file_size", "9" * 5000, id="dax_file_size-more digits than int() takes"),
+    *[("xattrmap", text) for text in ("", "ok", ":ok:all::", ":map:a:b::ok:all:::", ":\n:")],
+    *[
+        ("uid_map", text)
+        for text in ("", "0", "0:1", "0:1:0", "a:0:1", "-1:0:1", "0:1:+1", "0:1:1:1", "0:\n1:1")
+    ],
+    *[("gid_map", text) for text in ("1:0:4294967295", "0:4294967295:1", "9:9:" + "9" * 5000)],
     *[("max_background", text) for text in ("", "0", "65536", "many", "\n0")],
     *[("ring_entries", text) for text in ("", "7", "32769")],
     *[("busy_poll_us", text) for text in ("", "-1", "10001")],
@@ -139,6 +148,27 @@ def test_a_switch_arrives_in_its_section(row: Option, started: dict[type, Any]) 
             started.clear()
             assert mount(*need, *words) == Exit.OK, words
             assert getattr(started[row.section], row.name) is expected, words
+
+
+def test_maps_of_ids_may_be_given_in_parts(started: dict[type, Any]) -> None:
+    together = "0:1000:1,1:100000:9"
+    for words in (
+        ["--uid-map", together],
+        ["--uid-map", "0:1000:1", "--uid-map", "1:100000:9"],
+        ["-o", "uid_map=0:1000:1,ro,uid_map=1:100000:9"],
+        ["-o", "uid_map=0:1000:1", "-o", "uid_map=1:100000:9"],
+    ):
+        started.clear()
+        assert mount(*words) == Exit.OK
+        assert started[Config].uid_map == together
+
+
+@pytest.mark.parametrize("second", ["9:2000:1", "2:1009:2"], ids=["inside", "outside"])
+def test_parts_that_share_an_id_are_refused(
+    second: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mount("--gid-map", "0:1000:10", "--gid-map", second) == Exit.USAGE
+    assert re.fullmatch(r"uringfs: gid_map: \w+ id \d+ is in two ranges\n", capsys.readouterr().err)
 
 
 def test_a_flag_wins_over_a_word_and_a_later_word_over_an_earlier(
@@ -256,6 +286,9 @@ def test_defaults_of_the_file_system() -> None:
         "root_dir": "/",
         "xattr": False,
         "posix_acl": False,
+        "xattrmap": "",
+        "uid_map": "",
+        "gid_map": "",
         "do_import": True,
         "no_open": False,
         "no_opendir": False,
@@ -285,6 +318,7 @@ def test_defaults_of_the_file_system() -> None:
         ({"writeback": True, "seal_size": True}, {"writeback": False}, "writeback"),
         ({"writeback": True, "cache_policy": CachePolicy.ALWAYS}, {}, None),
         ({"writeback": True}, {}, None),
+        ({"xattrmap": ":ok:all:::"}, {"xattr": True}, None),
         ({"no_opendir": True}, {}, None),
         ({"posix_acl": True}, {"xattr": True}, None),
     ],

@@ -35,7 +35,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.server",
         *SHARED,
     ),
-    "uringfs.config": ("uringfs.errors",),
+    "uringfs.config": ("uringfs.errors", "uringfs.fs.idmap", "uringfs.fs.xattrmap"),
     "uringfs.control": SHARED,
     "uringfs.daemon": (),
     "uringfs.errors": (),

@@ -94,7 +94,7 @@ def _add_option(group: argparse._ArgumentGroup, row: Option) -> None:
     if not row.is_switch:
         group.add_argument(
             *names, dest=row.name, metavar=row.value, default=argparse.SUPPRESS,
-            help=row.help + default,
+            action="append" if row.many else "store", help=row.help + default,
         )  # fmt: skip
         return
     if row.name.startswith("no"):
@@ -122,6 +122,7 @@ def _mount(args: argparse.Namespace) -> None:
     for row in OPTIONS.values():
         if hasattr(args, row.name):
             given = getattr(args, row.name)
+            given = ",".join(given) if row.many else given
             values[row.name] = given if row.is_switch else parse(row, given)
     _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
     config, mount, server = build(values, source=args.source)

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from uringfs.fs.idmap import IdMap
+from uringfs.fs.xattrmap import XattrMap
+
 log = logging.getLogger(__name__)
 
 MAX_TIMEOUT = 2**32 - 1
@@ -127,10 +130,32 @@ def _word(text: str) -> str:
     return text
 
 
-def _option(default: Any, parser: Callable[[str], Any], value: str, help: str, *alias: str) -> Any:
+def _rules(parser: Callable[[str], object]) -> Callable[[str], str]:
+    """A text for ``parser``, which tells a wrong one by ValueError."""
+
+    def check(text: str) -> str:
+        try:
+            parser(text)
+        except ValueError as exc:
+            raise ConfigError(str(exc)) from None
+        return text
+
+    return check
+
+
+def _id_map(text: str) -> IdMap:
+    if not text:
+        raise ValueError("there is no INSIDE:OUTSIDE:COUNT in it")
+    return IdMap.parse(text)
+
+
+def _option(
+    default: Any, parser: Callable[[str], Any], value: str, help: str, *alias: str,
+    many: bool = False,
+) -> Any:  # fmt: skip
     return dataclasses.field(
         default=default,
-        metadata={"parse": parser, "value": value, "help": help, "alias": alias},
+        metadata={"parse": parser, "value": value, "help": help, "alias": alias, "many": many},
     )
 
 
@@ -171,6 +196,22 @@ class Config:
     xattr: bool = _switch(False, "extended attributes; each write then costs a look at them")
     posix_acl: bool = _switch(
         False, "the kernel decides by POSIX ACLs; implies xattr, needs default_permissions"
+    )
+    xattrmap: str = _option(
+        "",
+        _rules(XattrMap.parse),
+        "RULES",
+        "rewrite or hide names of extended attributes (docs/mapping.md); implies xattr",
+    )
+    uid_map: str = _option(
+        "",
+        _rules(_id_map),
+        "INSIDE:OUTSIDE:COUNT",
+        "users on the mount and in the source (docs/mapping.md); several by comma, or repeated",
+        many=True,
+    )
+    gid_map: str = _option(
+        "", _rules(_id_map), "INSIDE:OUTSIDE:COUNT", "the same for groups", many=True
     )
     do_import: bool = dataclasses.field(default=True, metadata={})
     no_open: bool = _switch(False, "open nothing for open(2); needs cache_policy=always")
@@ -290,6 +331,8 @@ class Option:
     value: str
     help: str
     aliases: tuple[str, ...]
+    many: bool
+    """Given several times, its texts are joined by commas."""
 
     @property
     def is_switch(self) -> bool:
@@ -308,7 +351,7 @@ def _rows(section: type[Any]) -> Iterator[Option]:
             meta = field.metadata
             yield Option(
                 field.name, section, meta["parse"], field.default, meta["value"], meta["help"],
-                meta["alias"],
+                meta["alias"], meta["many"],
             )  # fmt: skip
 
 
@@ -353,6 +396,8 @@ def parse_o(texts: Iterable[str]) -> dict[str, Any]:
         row, on = _find_switch(key)
         if not equals and not row.is_switch:
             raise ConfigError(f"{row.name} needs a value: -o {row.name}={row.value}")
+        if row.many and row.name in values:
+            text = f"{values[row.name]},{text}"
         values[row.name] = parse(row, text) == on if equals and row.is_switch else (
             parse(row, text) if equals else on
         )  # fmt: skip
@@ -391,7 +436,7 @@ def settle(config: Config) -> Config:
         config,
         writeback=config.writeback and "writeback" not in off,
         no_open=config.no_open and "no_open" not in off,
-        xattr=config.xattr or config.posix_acl,
+        xattr=config.xattr or config.posix_acl or bool(config.xattrmap),
     )
 
 

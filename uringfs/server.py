@@ -19,6 +19,7 @@ from uringfs.control import ControlServer, socket_path
 from uringfs.errors import Exit, UserError
 from uringfs.fs.io import FileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
+from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse.mounts import mount_at, set_max_background
 from uringfs.limits import raise_nofile
@@ -114,7 +115,8 @@ class Server:
         return RingEventLoop(self._ring)
 
     async def _serve(self) -> None:
-        self._fs = fs = PassthroughFs(self._config, self._back_end(self._ring is not None))
+        io = self._back_end(self._ring is not None)
+        self._fs = fs = new_passthrough(self._config, self._mount, io)
         try:
             fs.import_()
         except OSError as exc:

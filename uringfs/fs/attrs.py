@@ -44,7 +44,7 @@ class AttrOps(Core):
         return self._shown(syscalls.statx(path.fd))
 
     async def _truncate(self, nodeid: int, fh: int | None, size: int, kill: bool) -> None:
-        if fh is None or self.handles.get(fh, nodeid).flags & os.O_ACCMODE == os.O_RDONLY:
+        if not fh or self.handles.get(fh, nodeid).flags & os.O_ACCMODE == os.O_RDONLY:
             file = await self._open_inode(nodeid, os.O_RDWR | os.O_NONBLOCK)
         else:
             file = self.handles.get(fh, nodeid).file

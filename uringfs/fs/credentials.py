@@ -76,14 +76,16 @@ def _groups_of(pid: int) -> tuple[int, ...]:
 class _Own:
     """What the thread has to take back, and whether it still has to."""
 
-    __slots__ = ("_caller", "_caps", "_groups", "away")
+    __slots__ = ("_caller", "_caps", "_dropped", "_groups", "away")
 
     def __init__(self, caller: Caller | None, kill_suidgid: bool) -> None:
         self._caller = None if caller is None else resolved(caller)
         self._groups = tuple(os.getgroups())
         # Who becomes an ordinary user has no capabilities that could be dropped.
         drops = kill_suidgid and (caller is None or caller.uid == 0)
-        self._caps = syscalls.get_caps() if drops else None
+        keeps = caller is not None and caller.capable
+        self._caps = syscalls.get_caps() if drops or keeps else None
+        self._dropped = CAP_FSETID if kill_suidgid else 0
         self.away = True
 
     def leave(self) -> None:
@@ -92,7 +94,7 @@ class _Own:
             syscalls.set_thread_ids(self._caller.uid, self._caller.gid)
         if self._caps is not None:
             effective, permitted, inheritable = self._caps
-            syscalls.set_caps(effective & ~CAP_FSETID, permitted, inheritable)
+            syscalls.set_caps(effective & ~self._dropped, permitted, inheritable)
 
     def come_back(self) -> None:
         if self._caller is not None:

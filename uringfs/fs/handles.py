@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from struct import Struct
 
-from uringfs.fs.types import OwnedFd
+from uringfs.fs.types import CHECKED, OwnedFd
 
 CAPACITY = 1 << 20
 """Files and directories that can be open at one time."""
@@ -31,6 +31,8 @@ LOCKED = 1 << 29
 
 _IN_FLIGHT = Struct("=I")
 _IN_FLIGHT_AT = 24
+_FLAGS = Struct("=I")
+_FLAGS_AT = 4
 _OPEN = Struct("=iIQQ")
 _INDEX = 0xFFFFFFFF
 
@@ -106,6 +108,13 @@ class HandleMap:
         The table says so in its first row, which no handle has.
         """
         _OPEN.pack_into(self.table, 0, -1, LOCKED if on else 0, 0, 0)
+
+    def set_checked(self, handle: Handle, on: bool) -> None:
+        """Whether its writes are looked at (CHECKED); for a file that is FAST as long as not."""
+        at = (handle.fh & _INDEX) * ENTRY.size + _FLAGS_AT
+        (flags,) = _FLAGS.unpack_from(self.table, at)
+        handle.flags = handle.flags | CHECKED if on else handle.flags & ~CHECKED
+        _FLAGS.pack_into(self.table, at, flags & ~FAST if on else flags | FAST)
 
     def release(self, fh: int, nodeid: int) -> None:
         """Close it, as soon as no request uses it any more."""

@@ -20,7 +20,7 @@ _FLAGS_SIZE = 4  # an int, whatever the number says (ioctl_iflags(2))
 _FSXATTR_SIZE = 28
 
 _GETTERS = {FS_IOC_GETFLAGS: _FLAGS_SIZE, FS_IOC_FSGETXATTR: _FSXATTR_SIZE}
-_SETTERS = {FS_IOC_SETFLAGS: _FLAGS_SIZE, FS_IOC_FSSETXATTR: _FSXATTR_SIZE}
+SETTERS = {FS_IOC_SETFLAGS: _FLAGS_SIZE, FS_IOC_FSSETXATTR: _FSXATTR_SIZE}
 
 
 class IoctlOps(Core):
@@ -36,8 +36,8 @@ class IoctlOps(Core):
             answer = bytearray(_GETTERS[cmd])
             await self.io.call(fcntl.ioctl, file.fd, cmd, answer)
             return bytes(answer[:out_size])
-        if cmd in _SETTERS:
-            if len(data) < _SETTERS[cmd]:
+        if cmd in SETTERS:
+            if len(data) < SETTERS[cmd]:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             await self.io.call(fcntl.ioctl, file.fd, cmd, bytearray(data))
             return b""

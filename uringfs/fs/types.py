@@ -63,6 +63,8 @@ class Caller(NamedTuple):
     gid: int
     pid: int = 0
     groups: tuple[int, ...] | None = None
+    capable: bool = False
+    """It keeps the server's capabilities though its ``uid`` is not 0."""
 
 
 class Timespec(NamedTuple):

@@ -1,0 +1,159 @@
+"""The layers that options put over the passthrough: what they let by, alter and refuse."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fs.conftest import BackEnd, Tree
+from uringfs.config import Config, MountConfig
+from uringfs.fs.handles import ENTRY, FAST
+from uringfs.fs.layers import new_passthrough
+from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.types import CHECKED, ROOT_ID, Caller, Features, SetAttr, Timespec
+
+CAPS = struct.pack("<I16s", 0x02000001, b"\1" + bytes(15))
+MOVED = "user.virtiofs.security.capability"
+ROOT = Caller(0, 0)
+NewLayers = Callable[..., Tree]
+
+
+@pytest.fixture
+def new_layers(back_end: BackEnd, tmp_path: Path) -> Generator[NewLayers]:
+    """Makes file systems over a directory, ``top``, with the layers that the options ask for."""
+    made: list[PassthroughFs] = []
+    top = tmp_path / "top"
+    top.mkdir()
+    umask = os.umask(0o022)
+
+    def make(mount: MountConfig | None = None, **options: Any) -> Tree:
+        config = Config(root_dir=str(top), xattr=True, **options)
+        fs = new_passthrough(config, mount or MountConfig(), back_end.io)
+        made.append(fs)
+        fs.import_()
+        fs.negotiated(Features())
+        return Tree(top, fs, back_end)
+
+    try:
+        yield make
+        for fs in made:
+            fs.destroy()
+            vars(fs).clear()
+    finally:
+        os.umask(umask)
+
+
+def test_what_is_not_asked_for_is_not_there(new_layers: NewLayers) -> None:
+    assert type(new_layers().fs) is PassthroughFs
+
+
+class Open:
+    """A file with capabilities, open for writing, below a map that moves them."""
+
+    def __init__(self, tree: Tree, flags: int = os.O_RDWR) -> None:
+        self.path = tree.top / "file"
+        self.path.write_bytes(b"0123456789")
+        self.tree = tree
+        self.nodeid = tree.look_up("file").nodeid
+        self.fh = tree.do(tree.fs.open(self.nodeid, flags)).fh
+        self.give()
+
+    def give(self) -> None:
+        fs = self.tree.fs
+        self.tree.do(fs.setxattr(self.nodeid, b"security.capability", CAPS, 0))
+        assert os.listxattr(self.path) == [MOVED]
+
+    def has_capabilities(self) -> bool:
+        return os.listxattr(self.path) == [MOVED]
+
+    def is_plain(self) -> bool:
+        """Whether its transfers may take the short ways, which both have to agree on."""
+        handle = self.tree.fs.handles.get(self.fh, self.nodeid)
+        row = ENTRY.unpack_from(self.tree.fs.handles.table, (self.fh & 0xFFFFFFFF) * ENTRY.size)
+        assert bool(row[1] & FAST) != bool(handle.flags & CHECKED)
+        return not handle.flags & CHECKED
+
+
+@pytest.fixture
+def moved(new_layers: NewLayers) -> Tree:
+    return new_layers(xattrmap=":map::user.virtiofs.:")
+
+
+def test_a_file_is_plain_from_its_first_write_until_it_gets_capabilities(moved: Tree) -> None:
+    file = Open(moved)
+    for _ in range(3):
+        assert not file.is_plain()
+        assert moved.read(file.nodeid, file.fh)[:1] in (b"0", b"x")
+        assert file.has_capabilities()
+        moved.write(file.nodeid, file.fh, b"x")
+        assert not file.has_capabilities()
+        assert file.is_plain()
+        file.give()
+
+
+def test_a_file_open_for_reading_is_plain(moved: Tree) -> None:
+    file = Open(moved, os.O_RDONLY)
+    assert file.is_plain()
+    assert moved.error(moved.fs.write(file.nodeid, file.fh, [memoryview(b"x")], 0)) == "EBADF"
+    assert file.has_capabilities()
+
+
+def test_a_file_open_for_writing_is_plain_where_capabilities_keep_their_name(
+    new_layers: NewLayers,
+) -> None:
+    for rules in (":map:trusted.:user.virtiofs.:", ":bad:all:security.:security.: :ok:all:::"):
+        tree = new_layers(xattrmap=rules)
+        (tree.top / "file").touch()
+        nodeid = tree.look_up("file").nodeid
+        fh = tree.do(tree.fs.open(nodeid, os.O_RDWR)).fh
+        assert not tree.fs.handles.get(fh, nodeid).flags & CHECKED
+
+
+KILLERS: dict[str, Callable[[Open], Any]] = {
+    "truncate": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(size=1)),
+    "ftruncate": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(size=1), at.fh),
+    "chown": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(uid=0)),
+    "chgrp": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(gid=0)),
+    "open": lambda at: at.tree.fs.open(at.nodeid, os.O_RDONLY | os.O_TRUNC),
+    "create": lambda at: at.tree.fs.create(ROOT, ROOT_ID, b"file", os.O_WRONLY | os.O_TRUNC, 0),
+    "fallocate": lambda at: at.tree.fs.fallocate(at.nodeid, at.fh, 0, 0, 99),
+    "copy": lambda at: at.tree.fs.copy_file_range(at.nodeid, at.fh, 0, at.nodeid, at.fh, 9, 1),
+}
+
+
+@pytest.mark.parametrize("how", KILLERS)
+def test_the_server_itself_takes_capabilities(moved: Tree, how: str) -> None:
+    file = Open(moved)
+    moved.do(KILLERS[how](file))
+    assert not file.has_capabilities()
+
+
+KEEPERS: dict[str, Callable[[Open], Any]] = {
+    "chmod": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(mode=0o600)),
+    "utime": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(mtime=Timespec(1, 2))),
+    "open": lambda at: at.tree.fs.open(at.nodeid, os.O_RDWR),
+    "fsync": lambda at: at.tree.fs.fsync(at.nodeid, at.fh, False),
+    "write elsewhere": lambda at: at.tree.fs.write(at.nodeid, at.fh + 1, [memoryview(b"x")], 0),
+}
+
+
+@pytest.mark.parametrize("how", KEEPERS)
+def test_the_server_leaves_capabilities(moved: Tree, how: str) -> None:
+    file = Open(moved)
+    assert moved.error(KEEPERS[how](file)) == ("EBADF" if how == "write elsewhere" else None)
+    assert file.has_capabilities()
+
+
+def test_nothing_is_remembered_of_closed_files(moved: Tree) -> None:
+    file = Open(moved)
+    moved.do(moved.fs.release(file.nodeid, file.fh))
+    assert not moved.fs._checked  # type: ignore[attr-defined]
+    moved.do(moved.fs.open(file.nodeid, os.O_RDWR))
+    moved.fs.destroy()
+    assert not moved.fs._checked  # type: ignore[attr-defined]
+    moved.fs.import_()
