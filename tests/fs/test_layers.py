@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fs.conftest import BackEnd, Tree
-from uringfs.config import Config, MountConfig
+from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs.handles import ENTRY, FAST
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
@@ -157,3 +157,10 @@ def test_nothing_is_remembered_of_closed_files(moved: Tree) -> None:
     moved.fs.destroy()
     assert not moved.fs._checked  # type: ignore[attr-defined]
     moved.fs.import_()
+
+
+def test_access_control_lists_that_decide_must_keep_their_names(new_layers: NewLayers) -> None:
+    with pytest.raises(ConfigError, match="posix_acl needs ACLs that keep their names"):
+        new_layers(xattrmap=":map::user.virtiofs.:", posix_acl=True)
+    kept = ":ok:all:system.posix_acl_:system.posix_acl_: :map::user.virtiofs.:"
+    assert new_layers(xattrmap=kept, posix_acl=True)

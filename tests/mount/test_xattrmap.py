@@ -166,6 +166,17 @@ def test_names_in_and_out(mounted: Mounted) -> None:
     path.unlink()
 
 
+def test_others_do_not_see_trusted_names(mounted: Mounted) -> None:
+    path = mounted.path / "others"
+    path.touch()
+    path.chmod(0o666)
+    os.setxattr(path, "trusted.a", b"1")
+    os.setxattr(path, "user.b", b"2")
+    names = as_user(USER, USER, lambda: os.listxattr("others"), directory=mounted.path)
+    assert names == ["user.b"]
+    path.unlink()
+
+
 RULES = """
     :unsupported:all:user.u.:user.u.:
     /prefix/all/trusted./user.virtiofs./

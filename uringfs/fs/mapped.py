@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Any
 
-from uringfs.config import Config
+from uringfs.config import Config, ConfigError
 from uringfs.fs import syscalls
 from uringfs.fs.core import check_name, magic
 from uringfs.fs.credentials import resolved
@@ -36,16 +36,21 @@ class XattrMapped(PassthroughFs):
     def __init__(self, config: Config, io: FileIO) -> None:
         super().__init__(config, io)
         self._map = XattrMap.parse(config.xattrmap)
-        self._capability = self._moved(CAPABILITY_NAME)
+        if config.posix_acl and any(self._moved(name) != name for name in ACL_NAMES):
+            raise ConfigError(
+                "posix_acl needs ACLs that keep their names: let xattrmap begin with "
+                ":ok:all:system.posix_acl_:system.posix_acl_:"
+            )
+        capability = self._moved(CAPABILITY_NAME)
+        self._capability = None if capability == CAPABILITY_NAME else capability
         self._checked: set[int] = set()
 
     def _moved(self, name: bytes) -> bytes | None:
-        """The name for ``name`` in the source, if it is there and is another."""
+        """The name in the source for one that clients may use; None for others."""
         try:
-            moved = self._map.client_to_server(name)
+            return self._map.client_to_server(name)
         except OSError:
             return None
-        return None if moved == name else moved
 
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """As of old, what may not be used is not there: for EPERM here, execve(2) would fail."""
@@ -55,10 +60,12 @@ class XattrMapped(PassthroughFs):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from exc
         return await super().getxattr(nodeid, mapped)
 
-    async def listxattr(self, nodeid: int) -> bytes:
+    async def listxattr(self, nodeid: int, trusted: bool = True) -> bytes:
         names = (await super().listxattr(nodeid)).split(b"\0")[:-1]
-        shown = (self._map.server_to_client(name) for name in names)
-        return b"".join(name + b"\0" for name in shown if name is not None)
+        shown = filter(None, map(self._map.server_to_client, names))
+        return b"".join(
+            name + b"\0" for name in shown if trusted or not name.startswith(b"trusted.")
+        )
 
     async def setxattr(
         self, nodeid: int, name: bytes, value: bytes, *args: Any, **kwargs: Any
