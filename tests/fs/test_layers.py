@@ -15,7 +15,7 @@ from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs.handles import ENTRY, FAST
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
-from uringfs.fs.types import CHECKED, ROOT_ID, Caller, Features, SetAttr, Timespec
+from uringfs.fs.types import CHECKED, ROOT_ID, Caller, Entry, Features, SetAttr, Statx, Timespec
 
 CAPS = struct.pack("<I16s", 0x02000001, b"\1" + bytes(15))
 MOVED = "user.virtiofs.security.capability"
@@ -164,3 +164,114 @@ def test_access_control_lists_that_decide_must_keep_their_names(new_layers: NewL
         new_layers(xattrmap=":map::user.virtiofs.:", posix_acl=True)
     kept = ":ok:all:system.posix_acl_:system.posix_acl_: :map::user.virtiofs.:"
     assert new_layers(xattrmap=kept, posix_acl=True)
+
+
+MAPS = {"uid_map": "0:1000:1,1:100000:5000", "gid_map": "0:2000:1,1:200000:9000"}
+INSIDE, OUTSIDE = (4321, 8765), (104320, 208764)
+USER = Caller(*INSIDE, groups=())
+
+MAKERS: dict[str, Callable[[PassthroughFs, Caller, int], Any]] = {
+    "mkdir": lambda fs, caller, parent: fs.mkdir(caller, parent, b"new", 0o755),
+    "mknod": lambda fs, caller, parent: fs.mknod(caller, parent, b"new", 0o100644, 0),
+    "symlink": lambda fs, caller, parent: fs.symlink(caller, parent, b"new", b"target"),
+    "create": lambda fs, caller, parent: fs.create(caller, parent, b"new", os.O_RDWR, 0o644),
+    "tmpfile": lambda fs, caller, parent: fs.tmpfile(caller, parent, os.O_RDWR, 0o644),
+}
+
+
+def owner(attr: Statx | os.stat_result) -> tuple[int, int]:
+    return (attr.uid, attr.gid) if isinstance(attr, Statx) else (attr.st_uid, attr.st_gid)
+
+
+@pytest.fixture
+def mapped(new_layers: NewLayers) -> Tree:
+    """Its root directory is inside's root's, and all may write in it."""
+    tree = new_layers(**MAPS)
+    os.chown(tree.top, 1000, 2000)
+    os.chmod(tree.top, 0o777)
+    return tree
+
+
+@pytest.mark.parametrize("caller", [ROOT, USER], ids=["root", "user"])
+@pytest.mark.parametrize("how", MAKERS)
+def test_what_is_made_is_shown_as_its_makers(mapped: Tree, how: str, caller: Caller) -> None:
+    fs = mapped.fs
+    made = mapped.do(MAKERS[how](fs, caller, ROOT_ID))
+    entry = made if isinstance(made, Entry) else made[0]
+    assert owner(entry.attr) == (caller.uid, caller.gid)
+    assert owner(mapped.do(fs.getattr(entry.nodeid))) == (caller.uid, caller.gid)
+    if how != "tmpfile":
+        outside = OUTSIDE if caller is USER else (1000, 2000)
+        assert owner(os.lstat(mapped.top / "new")) == outside
+        assert owner(mapped.look_up("new").attr) == (caller.uid, caller.gid)
+    if how not in ("tmpfile", "mkdir"):
+        more = mapped.do(fs.link(entry.nodeid, ROOT_ID, b"more"))
+        assert owner(more.attr) == (caller.uid, caller.gid)
+
+
+@pytest.mark.parametrize("how", MAKERS)
+def test_root_may_make_files_in_what_belongs_to_others(mapped: Tree, how: str) -> None:
+    home = mapped.top / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, *OUTSIDE)
+    parent = mapped.look_up("home").nodeid
+    assert mapped.error(MAKERS[how](mapped.fs, ROOT, parent)) is None
+    assert mapped.error(MAKERS[how](mapped.fs, Caller(1, 1, groups=()), parent)) == "EACCES"
+
+
+def test_a_change_is_answered_with_ids_of_the_mount(mapped: Tree) -> None:
+    (mapped.top / "file").touch()
+    os.chown(mapped.top / "file", 1000, 2000)
+    nodeid = mapped.look_up("file").nodeid
+    change = SetAttr(uid=INSIDE[0], gid=INSIDE[1])
+    assert owner(mapped.do(mapped.fs.setattr(ROOT, nodeid, change))) == INSIDE
+    assert owner(os.stat(mapped.top / "file")) == OUTSIDE
+    assert (change.uid, change.gid) == INSIDE
+
+
+def test_access_is_that_of_the_caller_in_the_source(mapped: Tree) -> None:
+    (mapped.top / "file").touch(mode=0o640)
+    os.chown(mapped.top / "file", *OUTSIDE)
+    os.chmod(mapped.top / "file", 0o640)
+    nodeid = mapped.look_up("file").nodeid
+
+    def may(caller: Caller, mask: int) -> str | None:
+        return mapped.error(mapped.fs.access(caller, nodeid, mask))
+
+    assert may(USER, os.R_OK | os.W_OK) is None
+    assert may(ROOT, os.R_OK | os.W_OK) is None
+    assert may(Caller(1, INSIDE[1], groups=()), os.R_OK) is None
+    assert may(Caller(1, 1, groups=(INSIDE[1],)), os.R_OK) is None
+    assert may(Caller(1, 1, groups=(INSIDE[1],)), os.W_OK) == "EACCES"
+    assert may(Caller(1, 1, groups=(OUTSIDE[1],)), os.R_OK) == "EACCES"
+    assert may(Caller(7000, 1, groups=()), os.F_OK) == "EOVERFLOW"
+
+
+def test_one_map_alone_leaves_the_other_ids_as_they_are(new_layers: NewLayers) -> None:
+    tree = new_layers(uid_map="0:1000:1")
+    (tree.top / "file").touch()
+    os.chown(tree.top / "file", 1000, 77)
+    assert owner(tree.look_up("file").attr) == (0, 77)
+
+
+def test_only_root_can_act_as_others(
+    new_layers: NewLayers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="only root"):
+        new_layers(**MAPS)
+
+
+def test_names_and_ids_and_reading_alone_go_together(new_layers: NewLayers) -> None:
+    tree = new_layers(xattrmap=":map::user.virtiofs.:", **MAPS)
+    (tree.top / "file").touch()
+    os.chown(tree.top / "file", 1000, 2000)
+    nodeid = tree.look_up("file").nodeid
+    tree.do(tree.fs.setxattr(nodeid, b"security.capability", CAPS, 0))
+    stored = os.getxattr(tree.top / "file", MOVED)
+    assert stored == struct.pack("<I16sI", 0x03000001, CAPS[4:], 1000)
+    reader = new_layers(MountConfig(ro=True), xattrmap=":map::user.virtiofs.:", **MAPS)
+    entry = reader.look_up("file")
+    assert owner(entry.attr) == (0, 0)
+    assert reader.do(reader.fs.getxattr(entry.nodeid, b"security.capability")) == CAPS
+    assert reader.error(reader.fs.open(entry.nodeid, os.O_RDWR)) == "EROFS"
