@@ -259,7 +259,7 @@ class Config:
 class MountConfig:
     """How the tree is mounted, and what the kernel is told of it."""
 
-    ro: bool = _switch(False, "mount read-only")
+    ro: bool = _switch(False, "mount read-only; the server refuses changes, too")
     allow_other: bool = _switch(False, "let users other than the one who mounts in")
     default_permissions: bool = _switch(
         True, "let the kernel check permissions; without it every user acts as the server"
@@ -267,7 +267,9 @@ class MountConfig:
     nosuid: bool = _switch(False, "ignore set-user-ID and set-group-ID bits")
     nodev: bool = _switch(False, "ignore device files")
     noexec: bool = _switch(False, "run no programs from the mount")
-    noatime: bool = _switch(False, "do not let reads through the mount change access times")
+    noatime: bool = _switch(
+        False, "do not let reads through the mount change access times in the source"
+    )
     nonempty: bool = _switch(False, "mount over a directory that is not empty")
     fsname: str = _option(
         "", _word, "NAME", "the source as /proc/mounts shows it; SOURCE if not given"

@@ -13,6 +13,7 @@ import pytest
 from tests.fs.conftest import BackEnd, Tree
 from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs.handles import ENTRY, FAST
+from uringfs.fs.ioctl import FS_IOC_FSSETXATTR, FS_IOC_SETFLAGS
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import CHECKED, ROOT_ID, Caller, Entry, Features, SetAttr, Statx, Timespec
@@ -245,6 +246,25 @@ def test_access_is_that_of_the_caller_in_the_source(mapped: Tree) -> None:
     assert may(Caller(1, 1, groups=(INSIDE[1],)), os.W_OK) == "EACCES"
     assert may(Caller(1, 1, groups=(OUTSIDE[1],)), os.R_OK) == "EACCES"
     assert may(Caller(7000, 1, groups=()), os.F_OK) == "EOVERFLOW"
+
+
+def test_nobodys_file_is_not_written_without_an_open_either(mapped: Tree) -> None:
+    (mapped.top / "file").write_bytes(b"0123")
+    fs, nodeid = mapped.fs, mapped.look_up("file").nodeid
+    fs.negotiated(Features(no_open=True))
+    assert mapped.read(nodeid, 0) == b"0123"
+    assert mapped.error(fs.write(nodeid, 0, [memoryview(b"x")], 0)) == "EACCES"
+    assert mapped.error(fs.fallocate(nodeid, 0, 0, 0, 9)) == "EACCES"
+    assert mapped.error(fs.setattr(ROOT, nodeid, SetAttr(size=1), 0)) == "EACCES"
+    assert (mapped.top / "file").read_bytes() == b"0123"
+
+
+def test_flags_of_nobodys_file_are_not_changed(mapped: Tree) -> None:
+    (mapped.top / "file").touch()
+    nodeid = mapped.look_up("file").nodeid
+    fh = mapped.do(mapped.fs.open(nodeid, os.O_RDONLY)).fh
+    for cmd in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+        assert mapped.error(mapped.fs.ioctl(nodeid, fh, cmd, bytes(28), 0)) == "EPERM"
 
 
 def test_one_map_alone_leaves_the_other_ids_as_they_are(new_layers: NewLayers) -> None:

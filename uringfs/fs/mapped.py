@@ -19,6 +19,7 @@ from uringfs.fs.credentials import resolved
 from uringfs.fs.handles import Handle
 from uringfs.fs.idmap import ACL_NAMES, CAPABILITY_NAME, IdMap, map_acl, map_capability
 from uringfs.fs.io import FileIO
+from uringfs.fs.ioctl import SETTERS
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import CHECKED, Caller, Entry, Opened, OwnedFd, SetAttr, Statx
 from uringfs.fs.xattrmap import XattrMap
@@ -219,10 +220,15 @@ class IdMapped(PassthroughFs):
             self._check_inode(errno.EACCES, nodeid)
         await super().access(self._outside(caller), nodeid, mask)
 
-    async def open(self, nodeid: int, flags: int, *args: Any, **kwargs: Any) -> Opened:
+    async def _open_inode(self, nodeid: int, flags: int, **kwargs: Any) -> OwnedFd:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_inode(errno.EACCES, nodeid)
-        return await super().open(nodeid, flags, *args, **kwargs)
+        return await super()._open_inode(nodeid, flags, **kwargs)
+
+    async def ioctl(self, nodeid: int, fh: int, cmd: int, *args: Any, **kwargs: Any) -> bytes:
+        if cmd in SETTERS:
+            self._check_inode(errno.EPERM, nodeid)
+        return await super().ioctl(nodeid, fh, cmd, *args, **kwargs)
 
     async def create(
         self, caller: Caller, parent: int, *args: Any, **kwargs: Any
