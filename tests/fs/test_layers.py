@@ -259,6 +259,22 @@ def test_nobodys_file_is_not_written_without_an_open_either(mapped: Tree) -> Non
     assert (mapped.top / "file").read_bytes() == b"0123"
 
 
+@pytest.mark.parametrize(("group", "keeps"), [(INSIDE[1], True), (1, False)])
+def test_an_access_control_list_of_an_outsiders_clears_set_group_id(
+    mapped: Tree, group: int, keeps: bool
+) -> None:
+    path = mapped.top / "file"
+    path.touch()
+    os.chown(path, *OUTSIDE)
+    os.chmod(path, 0o2770)
+    nodeid = mapped.look_up("file").nodeid
+    entries = [(1, 7, 2**32 - 1), (4, 7, 2**32 - 1), (32, 0, 2**32 - 1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    outsider = Caller(INSIDE[0], group, groups=())
+    mapped.do(mapped.fs.setxattr(nodeid, b"system.posix_acl_access", acl, 0, outsider))
+    assert bool(path.stat().st_mode & 0o2000) == keeps
+
+
 def test_flags_of_nobodys_file_are_not_changed(mapped: Tree) -> None:
     (mapped.top / "file").touch()
     nodeid = mapped.look_up("file").nodeid

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from uringfs.config import Config, MountConfig
 from uringfs.fs.io_sync import SyncFileIO
-from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.layers import new_passthrough
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
@@ -62,9 +62,15 @@ def message(
 class Connection:
     """A dispatcher on a real directory, and an event loop for it."""
 
-    def __init__(self, root: Path, config: Config | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: Config | None = None,
+        mount: MountConfig | None = None,
+        **options: Any,
+    ) -> None:
         self.config = config or Config(root_dir=str(root), xattr=True, **options)
-        self.fs = PassthroughFs(self.config, SyncFileIO())
+        self.fs = new_passthrough(self.config, mount or MountConfig(), SyncFileIO())
         self.dispatcher = Dispatcher(
             self.fs,
             self.config,

@@ -123,6 +123,19 @@ class TestExtensions:
         assert answer.error == 0
         assert os.getxattr(root / "d", "user.label") == b"secret"
 
+    def test_a_security_context_goes_through_xattrmap(self, tmp_path: Path) -> None:
+        rules = ":bad:all:user.no.:user.no.: :map:security.:user.virtiofs.:"
+        with Connection(tmp_path, xattrmap=rules) as connection:
+            for number, (label, error) in enumerate(
+                [(b"security.selinux", 0), (b"user.no.label", errno.EPERM)]
+            ):
+                extensions = security_extension((label, b"secret"))
+                name = b"%d\0" % number
+                answer = connection.ask(Opcode.MKDIR, self.MKDIR, name, extensions=extensions)
+                assert answer.error == error
+        assert os.getxattr(tmp_path / "0", "user.virtiofs.security.selinux") == b"secret"
+        assert os.listdir(tmp_path) == ["0"]
+
     @pytest.mark.parametrize(
         ("opcode", "arguments"),
         [

@@ -14,9 +14,7 @@ import pytest
 from tests.fuse.kernel import Connection, read_in, write_in
 from tests.mount.trees import exact, tree
 from uringfs.config import MountConfig
-from uringfs.fs.io_sync import SyncFileIO
 from uringfs.fs.ioctl import FS_IOC_FSSETXATTR, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
-from uringfs.fs.layers import new_passthrough
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 
@@ -31,8 +29,7 @@ def reader(tmp_path: Path) -> Generator[Connection]:
     (root / "file").write_bytes(b"0123456789")
     (root / "link").symlink_to("file")
     os.setxattr(root / "file", "user.a", b"1")
-    made = Connection(root)
-    made.fs = made.dispatcher.fs = new_passthrough(made.config, MountConfig(ro=True), SyncFileIO())
+    made = Connection(root, mount=MountConfig(ro=True))
     with made:
         nodes = tree(root, xattrs=True)
         os.utime(root / "file", (0, 0))
