@@ -54,7 +54,7 @@ class XattrMapped(PassthroughFs):
             return None
 
     async def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """As of old, what may not be used is not there: for EPERM here, execve(2) would fail."""
+        """What may not be used is not there, as in virtiofsd: given EPERM, execve(2) would fail."""
         try:
             mapped = self._map.client_to_server(name)
         except PermissionError as exc:
