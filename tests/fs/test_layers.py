@@ -115,6 +115,15 @@ def test_a_file_open_for_writing_is_plain_where_capabilities_keep_their_name(
         assert not tree.fs.handles.get(fh, nodeid).flags & CHECKED
 
 
+def test_a_file_that_is_looked_at_for_another_reason_stays_so(new_layers: NewLayers) -> None:
+    file = Open(new_layers(xattrmap=":map::user.virtiofs.:", seal_size=True))
+    for _ in range(2):
+        file.tree.write(file.nodeid, file.fh, b"x")
+        assert not file.has_capabilities()
+        assert not file.is_plain()
+        file.give()
+
+
 KILLERS: dict[str, Callable[[Open], Any]] = {
     "truncate": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(size=1)),
     "ftruncate": lambda at: at.tree.fs.setattr(ROOT, at.nodeid, SetAttr(size=1), at.fh),
