@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 
 from uringfs.errors import Exit, UserError
 
-log = logging.getLogger(__name__)
 
-
-def raise_nofile(wanted: int | None) -> None:
+def raise_nofile(wanted: int | None) -> str:
     """Set RLIMIT_NOFILE: to the hard limit if ``wanted`` is None; 0 leaves it as it is.
+
+    Returns what the log is to say of it.
 
     UserError where it may not be had (getrlimit(2): above the hard limit, CAP_SYS_RESOURCE).
     """
@@ -24,7 +23,7 @@ def raise_nofile(wanted: int | None) -> None:
         raise UserError(
             Exit.USAGE, f"rlimit_nofile: cannot be {target}, above the hard limit of {hard}: {exc}"
         ) from exc
-    log.info("RLIMIT_NOFILE is %s, was %s", _shown(target), _shown(soft))
+    return f"RLIMIT_NOFILE is {_shown(target)}, was {_shown(soft)}"
 
 
 def _shown(limit: int) -> str:

@@ -80,7 +80,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until unmounted or told to stop. UserError where it cannot start."""
-        raise_nofile(self._server.rlimit_nofile)
+        self._limits = raise_nofile(self._server.rlimit_nofile)
         if self._server.async_io is not False:
             self._try_ring()
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
@@ -171,6 +171,7 @@ class Server:
                 set_max_background(mounted, self._mount.max_background)
             except OSError as exc:
                 log.warning("max_background stays at the kernel's default: %s", exc)
+        log.info(self._limits)
         log.info(
             "%s on %s: session %s, %s; stop it with: %s umount %s",
             self._source, self._mountpoint, self._session.name, self._chosen_io(),

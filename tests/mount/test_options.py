@@ -138,7 +138,7 @@ def test_inodes_by_file_handle_have_no_descriptors(
 
 
 def test_mandatory_file_handles(new_mount: NewMount, without_handles: Path, place: Path) -> None:
-    words = ("mount", "--log-level=warning", "--inode-file-handles=mandatory")
+    words = ("mount", "--inode-file-handles=mandatory")
     done = uringfs(*words, without_handles, place)
     assert done.returncode == Exit.SOURCE
     assert done.stderr.count("\n") == 1
