@@ -15,7 +15,7 @@ from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.inodes import FIRST_ARTIFICIAL_NODEID, MAX_LOOKUPS, InodeMap, MountKey
 from uringfs.fs.syscalls import AT_FDCWD, statx
-from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
+from uringfs.fs.types import INDEX_SHIFT, ROOT_ID, OwnedFd, Statx
 
 ROOT_INO = 99
 INOS = st.sampled_from([2, 3, 4, 2**47 - 1, 2**47, FIRST_ARTIFICIAL_NODEID, 2**64 - 1])
@@ -153,9 +153,9 @@ class InodeMachine(RuleBasedStateMachine):
         nodeid = data.draw(st.sampled_from([*self.known, ROOT_ID, 12345]), "nodeid")
         self.map.forget(nodeid, count)
         known = self.known.get(nodeid)
-        if known is None or nodeid == ROOT_ID:
+        if known is None:
             return
-        known.lookups = max(0, known.lookups - count)
+        known.lookups = max(2 if nodeid == ROOT_ID else 0, known.lookups - count)
         if known.lookups == 0:
             del self.known[nodeid]
             if self.owner.get((known.mount, known.ino)) == nodeid:
@@ -220,6 +220,32 @@ def test_the_root_counts_two_and_stays(inodes: InodeMap) -> None:
     for _ in range(3):
         inodes.forget(ROOT_ID, MAX_LOOKUPS)
     assert inodes.get(ROOT_ID).lookups == 2
+
+
+def test_it_is_idle_when_all_lookups_are_taken_back(inodes: InodeMap) -> None:
+    assert inodes.is_idle()
+    inodes.lookup(a_file(), some_attr())
+    child = inodes.lookup(a_file(), some_attr()._replace(ino=5)).nodeid
+    inodes.forget(ROOT_ID, 1)
+    assert not inodes.is_idle()
+    inodes.lookup(a_file(), some_attr())
+    inodes.forget(child, 1)
+    assert not inodes.is_idle()
+    inodes.forget(ROOT_ID, 1)
+    assert inodes.is_idle()
+
+
+def test_all_numbers_carry_the_base() -> None:
+    base = 7 << INDEX_SHIFT
+    inodes = InodeMap(CountingMounts(), Descriptors(), base)
+    inodes.insert_root(a_file(), some_attr())
+    nodeids = [inodes.root_id]
+    for ino in (5, 6, FIRST_ARTIFICIAL_NODEID, 2**64 - 1):
+        nodeids.append(inodes.lookup(a_file(), some_attr()._replace(ino=ino)).nodeid)
+    assert {nodeid >> INDEX_SHIFT for nodeid in nodeids} == {7}
+    assert len(set(nodeids)) == 5
+    root = inodes.get(inodes.root_id)
+    assert inodes.number(5, root.ids) == base | 5
 
 
 def test_lookups_do_not_overflow(inodes: InodeMap) -> None:

@@ -51,6 +51,8 @@ SIZES = {
     "MKDIR_IN": 8,
     "MKNOD_IN": 16,
     "NOTHING": 0,
+    "NOTIFY_INVAL_ENTRY_OUT": 16,
+    "NOTIFY_INVAL_INODE_OUT": 24,
     "NOTIFY_RETRIEVE_IN": 40,
     "OPEN_IN": 8,
     "OPEN_OUT": 16,

@@ -19,7 +19,6 @@ from uringfs.fs.handles import Handle, HandleMap
 from uringfs.fs.inodes import InodeMap, mount_key
 from uringfs.fs.io import FileIO
 from uringfs.fs.types import (
-    ROOT_ID,
     Entry,
     Features,
     Fopen,
@@ -48,21 +47,27 @@ OPEN_FLAGS = (
 class Core:
     """State shared by the operations."""
 
-    def __init__(self, config: Config, io: FileIO) -> None:
-        """Raises OSError where /proc/self/fd cannot be opened."""
+    def __init__(
+        self, config: Config, io: FileIO, base: int = 0, handles: HandleMap | None = None
+    ) -> None:
+        """Raises OSError where /proc/self/fd cannot be opened.
+
+        ``base`` and ``handles`` are for one of several file systems under one mount: its index
+        above INDEX_SHIFT, and the open files of all.
+        """
         self.config = config
         self.io = io
         self.features = Features()
         self._proc_self_fd = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
         self.mount_fds = MountFds(self._reopen_now)
         self.descriptors = Descriptors()
-        self.inodes = InodeMap(self.mount_fds, self.descriptors)
+        self.inodes = InodeMap(self.mount_fds, self.descriptors, base)
         self.inodes.by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
         if config.use_host_ino:
             self.inodes.prefer_ino()
         self._timeouts = {False: config.file_timeouts, True: config.dir_timeouts}
         self._open_flags = OPEN_FLAGS if config.allow_direct_io else OPEN_FLAGS & ~os.O_DIRECT
-        self.handles = HandleMap()
+        self.handles = HandleMap() if handles is None else handles
         self._root_handle: FileHandle | None = None
         self._device_traits: dict[tuple[int, int], int] = {}
 
@@ -72,7 +77,7 @@ class Core:
         OSError EOPNOTSUPP where file handles are mandatory and its file system has none. Clears
         the process's umask: modes arrive as they shall be.
         """
-        if ROOT_ID in self.inodes:
+        if self.inodes.root_id in self.inodes:
             return
         path = OwnedFd(os.open(self.config.root_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.umask(0)
@@ -105,10 +110,24 @@ class Core:
     def destroy(self) -> None:
         """Forget every inode and close every handle; ``import_`` starts anew."""
         self.handles.clear()
+        self.leave()
+
+    def leave(self) -> None:
+        """Forget every inode, of which none may be open: what ``destroy`` does for one of several
+        file systems under one mount."""
         self.inodes.clear()
         if self._root_handle is not None:
             self.mount_fds.drop(self._root_handle)
             self._root_handle = None
+
+    @property
+    def inode_count(self) -> int:
+        """Inodes the kernel knows."""
+        return len(self.inodes)
+
+    def prefer_ino(self) -> None:
+        """See :meth:`InodeMap.prefer_ino`."""
+        self.inodes.prefer_ino()
 
     def keep_fds(self) -> list[int]:
         """Descriptors that a live upgrade has to hand on."""
@@ -129,6 +148,15 @@ class Core:
             self.descriptors.make_room(exc)
             path = await self.io.openat(dir_fd, name, O_PATH_FLAGS)
         return self._enter(path)
+
+    def lookup_root(self) -> Entry:
+        """Count a lookup of the root, for who has it as an entry of a directory."""
+        return self._enter(self.inodes.open(self.inodes.root_id))
+
+    def root_ino(self) -> int:
+        """The inode number that clients see of the root."""
+        root = self.inodes.get(self.inodes.root_id)
+        return self.inodes.number(root.ino, root.ids)
 
     def _enter(self, path: OwnedFd) -> Entry:
         """Count a lookup of the file behind an O_PATH descriptor."""

@@ -29,6 +29,8 @@ MAX_MOUNTS = 1 << 8
 FIRST_ARTIFICIAL_NODEID = MAX_MOUNTS << INO_BITS
 BATCH = 128
 """Descriptors given up at one time."""
+ROOT_LOOKUPS = 2
+"""Of the root, as libfuse counts them; they are never taken back."""
 
 
 class Inode:
@@ -67,9 +69,12 @@ class OnMount(dict[int, Inode]):
 class InodeMap:
     """The inodes the kernel knows, by node id, by identity and by file handle."""
 
-    def __init__(self, mount_fds: MountFds, descriptors: Descriptors) -> None:
+    def __init__(self, mount_fds: MountFds, descriptors: Descriptors, base: int = 0) -> None:
+        """``base`` is in every node id, above INDEX_SHIFT, and in every number clients see."""
+        self.root_id = base | ROOT_ID
         self.by_handle = False
         """Whether to look a file up by its handle, where it has one."""
+        self._base = base
         self._mount_fds = mount_fds
         self._descriptors = descriptors
         descriptors.free = self.give_up_descriptors
@@ -79,9 +84,11 @@ class InodeMap:
         self._by_ids: dict[MountKey, OnMount] = {}
         self._modes: dict[int, int] = {}
         self._by_handle: dict[FileHandle, Inode] = {}
-        self._next_nodeid = ROOT_ID + 1
+        self._next_nodeid = self.root_id + 1
         self.numbered = False
         """Whether clients see :meth:`number` as inode numbers; see :meth:`prefer_ino`."""
+        if base:
+            self.prefer_ino()
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
@@ -111,9 +118,9 @@ class InodeMap:
             return OwnedFd(self._mount_fds.open(file, os.O_PATH))
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
-        """Enter the root directory: two lookups, as libfuse counts them, and never forgotten."""
+        """Enter the root directory, which is never forgotten."""
         self._mount_numbers.setdefault(mount_key(attr), 0)
-        self._enter(ROOT_ID, file, attr).lookups = 2
+        self._enter(self.root_id, file, attr).lookups = ROOT_LOOKUPS
 
     def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
         """Count a lookup of the file and return its inode, which is new if it was not known.
@@ -136,11 +143,15 @@ class InodeMap:
     def forget(self, nodeid: int, count: int) -> None:
         """Take ``count`` lookups back; with the last one the inode goes. Never fails."""
         inode = self._by_nodeid.get(nodeid)
-        if inode is None or nodeid == ROOT_ID:
+        if inode is None:
             return
-        inode.lookups = max(0, inode.lookups - count)
+        inode.lookups = max(0 if nodeid != self.root_id else ROOT_LOOKUPS, inode.lookups - count)
         if inode.lookups == 0:
             self._remove(inode)
+
+    def is_idle(self) -> bool:
+        """Whether the kernel knows nothing of it any more, not even the root."""
+        return len(self) == 1 and self.get(self.root_id).lookups == ROOT_LOOKUPS
 
     def clear(self) -> None:
         """Forget every inode, the root as well."""
@@ -150,7 +161,7 @@ class InodeMap:
     def prefer_ino(self) -> None:
         """Show clients numbers of their own, and use them as node ids where they are free."""
         self.numbered = True
-        self._next_nodeid = FIRST_ARTIFICIAL_NODEID
+        self._next_nodeid = self._base | FIRST_ARTIFICIAL_NODEID
 
     def number(self, ino: int, mount: MountKey) -> int:
         """The number for clients of an inode; its own, where that or the mount's is too great."""
@@ -160,8 +171,8 @@ class InodeMap:
             if upper == MAX_MOUNTS:
                 log.warning("more than %d mounts: inode numbers may be alike", MAX_MOUNTS)
         if upper >= MAX_MOUNTS or ino >> INO_BITS:
-            return ino
-        return upper << INO_BITS | ino
+            return self._base ^ ino
+        return self._base | upper << INO_BITS | ino
 
     def give_up_descriptors(self) -> bool:
         """Remember a number of inodes by file handle instead; False if none of them can be.
@@ -174,7 +185,9 @@ class InodeMap:
                 "descriptors run short: inodes are remembered by file handle where they can be"
             )
             self.by_handle = True
-            self._to_give_up = iter([nodeid for nodeid in self._by_nodeid if nodeid != ROOT_ID])
+            self._to_give_up = iter(
+                [nodeid for nodeid in self._by_nodeid if nodeid != self.root_id]
+            )
         given_up = 0
         for nodeid in self._to_give_up:
             inode = self._by_nodeid.get(nodeid)
@@ -206,7 +219,8 @@ class InodeMap:
     def _new_nodeid(self, attr: Statx) -> int:
         if self.numbered:
             number = self.number(attr.ino, mount_key(attr))
-            if ROOT_ID < number < FIRST_ARTIFICIAL_NODEID and number not in self._by_nodeid:
+            fits = ROOT_ID < number ^ self._base < FIRST_ARTIFICIAL_NODEID
+            if fits and number not in self._by_nodeid:
                 return number
         nodeid = self._next_nodeid
         self._next_nodeid += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TypeVar
 
 from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs import syscalls
@@ -21,8 +22,16 @@ log = logging.getLogger(__name__)
 CAP_FOWNER = 1 << 3
 
 
+Fs = TypeVar("Fs", bound=PassthroughFs)
+
+
 def new_passthrough(config: Config, mount: MountConfig, io: FileIO) -> PassthroughFs:
     """Make the file system; ConfigError for what the server may not do."""
+    return layered(PassthroughFs, config, mount)(config, io)
+
+
+def layered(base: type[Fs], config: Config, mount: MountConfig) -> type[Fs]:
+    """The layers over ``base``; ConfigError as above."""
     layers: list[type[PassthroughFs]] = []
     if mount.ro:
         layers.append(ReadOnly)
@@ -35,9 +44,9 @@ def new_passthrough(config: Config, mount: MountConfig, io: FileIO) -> Passthrou
     if (mount.noatime or mount.ro) and _keeps_atime():
         layers.append(NoAtime)
     if not layers:
-        return PassthroughFs(config, io)
-    name = "".join(layer.__name__ for layer in layers) + "Fs"
-    return type(name, tuple(layers), {})(config, io)  # type: ignore[no-any-return]
+        return base
+    layers.append(base)
+    return type("".join(layer.__name__ for layer in layers), tuple(layers), {})
 
 
 def _keeps_atime() -> bool:

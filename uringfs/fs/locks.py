@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from uringfs.config import Config
 from uringfs.fs.core import Core
+from uringfs.fs.handles import HandleMap
 from uringfs.fs.io import FileIO
 from uringfs.fs.types import FileLock, OwnedFd
 
@@ -110,9 +111,16 @@ def _wake(waker: asyncio.Future[None]) -> None:
 class LockOps(Core):
     """Locks. ``owner`` is the kernel's number for a process's table of open files."""
 
-    def __init__(self, config: Config, io: FileIO) -> None:
-        super().__init__(config, io)
-        self.locks = Locks()
+    def __init__(
+        self,
+        config: Config,
+        io: FileIO,
+        base: int = 0,
+        handles: HandleMap | None = None,
+        locks: Locks | None = None,
+    ) -> None:
+        super().__init__(config, io, base, handles)
+        self.locks = Locks() if locks is None else locks
 
     def destroy(self) -> None:
         self.locks.holders.clear()

@@ -34,8 +34,8 @@ class XattrMapped(PassthroughFs):
     somebody give it the attribute again, it is CHECKED again.
     """
 
-    def __init__(self, config: Config, io: FileIO) -> None:
-        super().__init__(config, io)
+    def __init__(self, config: Config, io: FileIO, *shared: Any) -> None:
+        super().__init__(config, io, *shared)
         self._map = XattrMap.parse(config.xattrmap)
         if config.posix_acl and any(self._moved(name) != name for name in ACL_NAMES):
             raise ConfigError(
@@ -157,8 +157,8 @@ class IdMapped(PassthroughFs):
     what is none of its users'.
     """
 
-    def __init__(self, config: Config, io: FileIO) -> None:
-        super().__init__(config, io)
+    def __init__(self, config: Config, io: FileIO, *shared: Any) -> None:
+        super().__init__(config, io, *shared)
         self._uids = IdMap.parse(config.uid_map)
         self._gids = IdMap.parse(config.gid_map)
 

@@ -8,7 +8,7 @@ import os
 from uringfs.fs import syscalls
 from uringfs.fs.core import OPEN_FLAGS, Core, check_name
 from uringfs.fs.handles import LIST
-from uringfs.fs.types import ROOT_ID, Caller, Dirent, Entry, Opened, OwnedFd
+from uringfs.fs.types import Caller, Dirent, Entry, Opened, OwnedFd
 
 
 class NameOps(Core):
@@ -23,7 +23,7 @@ class NameOps(Core):
             raise OSError(errno.EINVAL, f"{name!r} is no name")
         directory = self.inodes.open(parent)
         if name == b"..":
-            if parent == ROOT_ID:
+            if parent == self.inodes.root_id:
                 name = b"."
             else:
                 self._check_beneath_root(directory)
@@ -35,7 +35,7 @@ class NameOps(Core):
         Walks up to the root, which costs little and happens only when a client that lost its
         paths (an NFS server) asks for a parent.
         """
-        root = self.inodes.get(ROOT_ID)
+        root = self.inodes.get(self.inodes.root_id)
         current = directory
         while True:
             above = OwnedFd(os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=current.fd))

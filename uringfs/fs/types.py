@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 ROOT_ID = 1
 """Node id of the root directory (FUSE_ROOT_ID)."""
+INDEX_SHIFT = 56
+"""A node id's bits from here on tell which of several file systems under one mount it belongs to;
+0 where there is only one."""
 
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2

@@ -20,6 +20,8 @@ FUSE_KERNEL_MINOR_VERSION = 45
 FUSE_MIN_READ_BUFFER = 8192
 FUSE_UNIQUE_RESEND = 1 << 63
 FUSE_INVALID_UIDGID = 0xFFFFFFFF
+FUSE_NOTIFY_INVAL_INODE = 2
+FUSE_NOTIFY_INVAL_ENTRY = 3
 
 
 class Opcode(enum.IntEnum):
@@ -161,6 +163,8 @@ FUSE_EXT_GROUPS = 32
 NOTHING = Struct("=")
 IN_HEADER = Struct("=IIQQIIIH2x")
 OUT_HEADER = Struct("=IiQ")
+NOTIFY_INVAL_INODE_OUT = Struct("=Qqq")
+NOTIFY_INVAL_ENTRY_OUT = Struct("=QII")
 
 FORGET_IN = Struct("=Q")
 BATCH_FORGET_IN = Struct("=I4x")
@@ -244,6 +248,19 @@ _STATX_SENT = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME: the mount id is the serv
 
 
 @lru_cache(maxsize=64)
+def changed_entry(parent: int, name: bytes) -> tuple[bytes, bytes]:
+    """Two notifications: to forget the attributes of a directory, and an entry in it."""
+    inode = NOTIFY_INVAL_INODE_OUT.pack(parent, -1, 0)
+    entry = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
+    return _notification(FUSE_NOTIFY_INVAL_INODE, inode), _notification(
+        FUSE_NOTIFY_INVAL_ENTRY, entry
+    )
+
+
+def _notification(code: int, body: bytes) -> bytes:
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
+
+
 def split_timeout(seconds: float) -> tuple[int, int]:
     """Seconds as whole seconds and nanoseconds, rounded to the nearest."""
     return divmod(round(seconds * 1_000_000_000), 1_000_000_000)

@@ -12,7 +12,7 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ class DevSession:
         self._ring: Ring | None = None
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
+        self._telling: set[asyncio.Future[None]] = set()
 
     @property
     def requests(self) -> dict[str, int]:
@@ -118,6 +119,25 @@ class DevSession:
         if self._pumped is not None:
             self._pumped.pump.fast = on
 
+    async def entry_changed(self, parent: int, name: bytes) -> None:
+        """Have the kernel forget what it knows of that entry, and the directory's attributes.
+
+        In a thread: the kernel may wait for a lookup that this loop has to answer.
+        """
+        loop = asyncio.get_running_loop()
+        telling = loop.run_in_executor(None, self._notify, abi.changed_entry(parent, name))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        await telling
+
+    def _notify(self, notifications: Sequence[bytes]) -> None:
+        for each in notifications:
+            try:
+                os.write(self._device.fileno(), each)
+            except OSError as exc:
+                if exc.errno != errno.ENOENT:  # it knows nothing of it
+                    log.warning("the kernel goes on with what it knows: %s", exc.strerror)
+
     def _listen(self) -> None:
         if self._ring is not None:
             self._pumped = self._start_pump(self._ring)
@@ -148,6 +168,8 @@ class DevSession:
 
     async def _leave(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._telling:
+            await asyncio.wait(self._telling)
         if self._mounted is not None:
             # In a thread: unmounting waits for what this loop has to answer.
             await loop.run_in_executor(None, _detach, self._mounted)

@@ -8,7 +8,9 @@ had; and what it shows as inode number is the node id, for which the inode numbe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import mmap
@@ -83,7 +85,7 @@ class Pyfuse3Session:
         Raises RuntimeError where libfuse cannot mount, with what it says of that.
         """
         self._seam.install()
-        self._fs.inodes.prefer_ino()
+        self._fs.prefer_ino()
         self._operations.live = live
         with _heard():
             pyfuse3.init(self._operations, self._mountpoint, self._options)
@@ -99,6 +101,11 @@ class Pyfuse3Session:
     def set_async(self, on: bool) -> None:
         """As above."""
 
+    async def entry_changed(self, parent: int, name: bytes) -> None:
+        """See DevSession."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, _notify, parent, name)
+
     def stop(self) -> None:
         """Take no more requests; ``run`` answers those under way, unmounts and returns."""
         if not self._stopping:
@@ -109,6 +116,15 @@ class Pyfuse3Session:
     def requests(self) -> dict[str, int]:
         """How many requests were served, by operation."""
         return dict(self._operations.counts)
+
+
+def _notify(parent: int, name: bytes) -> None:
+    try:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(parent), attr_only=True)
+        pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), name)
+    except OSError as exc:
+        if exc.errno != errno.ENOENT:  # it knows nothing of it
+            log.warning("the kernel goes on with what it knows: %s", exc.strerror)
 
 
 @contextlib.contextmanager
