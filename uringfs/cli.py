@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from uringfs.control import ask, socket_path
 from uringfs.daemon import detach
 from uringfs.errors import Exit, UserError
 from uringfs.fuse.mounts import FSTYPE, is_dead, mount_at, resolve, unmount
-from uringfs.preflight import check
+from uringfs.preflight import check, check_several
+from uringfs.sources import FORM, PER_SOURCE, absolute, parse_sources
 
 EPILOG = """\
 exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5 FUSE or
 6 io_uring cannot be used; 7 no server answers for that mount point.
 """
+
+CTL_COMMANDS = ("status", "async-io", "mounts", "mount", "unmount", "detach")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +42,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; what went wrong is one line on stderr."""
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         args.run(args)
     except UserError as exc:
         print(f"uringfs: {exc}", file=sys.stderr)
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return Exit.OK
 
 
-def _parser() -> _Parser:
+def _parser(words: Sequence[str] = ()) -> _Parser:
     parser = _Parser(
         "uringfs",
         description="Mirror a directory at a mount point, moving file data with io_uring.",
@@ -58,26 +62,34 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"uringfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_mount(commands)
+    _add_mount(commands, several=any(re.match("--mount(=|$)", word) for word in words))
     _add_umount(commands)
     _add_ctl(commands)
     return parser
 
 
-def _add_mount(commands: Any) -> None:
+def _add_mount(commands: Any, *, several: bool) -> None:
+    """``several``: sources are given by ``--mount``, and none besides."""
     mount = commands.add_parser(
         "mount",
         help="mirror SOURCE at MOUNTPOINT",
-        description="Mirror SOURCE at MOUNTPOINT, in the foreground; Ctrl-C unmounts.",
+        description="Mirror SOURCE at MOUNTPOINT, in the foreground; Ctrl-C unmounts. "
+        "With --mount, several sources at paths below MOUNTPOINT.",
         epilog=EPILOG,
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    mount.add_argument("source", metavar="SOURCE")
+    if not several:
+        mount.add_argument("source", metavar="SOURCE")
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
     mount.add_argument(
         "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
         help="any option below in the style of fstab(5): -o ro,entry_timeout=1",
+    )  # fmt: skip
+    mount.add_argument(
+        "--mount", action="append", default=[], metavar=FORM, dest="sources",
+        help="in place of SOURCE, and as often as wanted: show SOURCE at PATH; "
+        f"options: {', '.join(PER_SOURCE)}",
     )  # fmt: skip
     mount.add_argument("--daemon", action="store_true", help="return once the mount is live")
     for section in SECTIONS:
@@ -85,7 +97,7 @@ def _add_mount(commands: Any) -> None:
         for row in OPTIONS.values():
             if row.section is section:
                 _add_option(group, row)
-    mount.set_defaults(run=_mount)
+    mount.set_defaults(run=_mount, source="uringfs")
 
 
 def _add_option(group: argparse._ArgumentGroup, row: Option) -> None:
@@ -126,9 +138,14 @@ def _mount(args: argparse.Namespace) -> None:
             values[row.name] = given if row.is_switch else parse(row, given)
     _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
     config, mount, server = build(values, source=args.source)
-    source, mountpoint = check(args.source, args.mountpoint, mount)
+    sources = parse_sources(args.sources, config, mount)
+    if sources:
+        roots = [each.config.root_dir for each in sources]
+        source, mountpoint = args.source, check_several(roots, args.mountpoint, mount)
+    else:
+        source, mountpoint = check(args.source, args.mountpoint, mount)
     detached = detach() if args.daemon else None
-    Server(source, mountpoint, config, mount, server, detached).run()
+    Server(source, mountpoint, config, mount, server, detached, sources).run()
 
 
 def _set_up_logging(level: str, file: str | None) -> None:
@@ -169,11 +186,13 @@ def _add_ctl(commands: Any) -> None:
     ctl = commands.add_parser(
         "ctl", help="ask or change a running mount", formatter_class=_Help,
         description="status: options in force, what was probed, counters. "
-        "async-io on|off|status: switch between io_uring and synchronous I/O, under load.",
+        "async-io on|off|status: switch between io_uring and synchronous I/O, under load. "
+        f"mount {FORM}, unmount PATH, mounts: the sources of a mount that was made with --mount; "
+        "detach PATH: unmount it though files are open, which live on.",
     )  # fmt: skip
     ctl.add_argument("mountpoint", metavar="MOUNTPOINT")
-    ctl.add_argument("command", choices=("status", "async-io"), metavar="status|async-io")
-    ctl.add_argument("value", nargs="?", metavar="on|off|status")
+    ctl.add_argument("command", choices=CTL_COMMANDS, metavar="|".join(CTL_COMMANDS))
+    ctl.add_argument("value", nargs="?", metavar="VALUE")
     ctl.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
     ctl.set_defaults(run=_ctl)
 
@@ -182,4 +201,5 @@ def _ctl(args: argparse.Namespace) -> None:
     path = Path(args.control) if args.control else socket_path(resolve(args.mountpoint))
     if not os.path.exists(path):
         raise UserError(Exit.NOT_SERVED, f"no server runs for {args.mountpoint} ({path})")
-    print(json.dumps(ask(path, args.command, args.value), indent=2))
+    value = absolute(args.value) if args.command == "mount" and args.value else args.value
+    print(json.dumps(ask(path, args.command, value), indent=2))

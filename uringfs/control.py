@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from uringfs.errors import Exit, UserError
 
 log = logging.getLogger(__name__)
 
-Command = Callable[[str | None], Mapping[str, Any]]
+Fields = Mapping[str, Any]
+Command = Callable[[str | None], Fields | Awaitable[Fields]]
 """Takes the value of the request, gives the fields of the answer, raises UserError to refuse."""
 
 TIMEOUT = 30.0
@@ -83,7 +84,7 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async for line in reader:
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
             log.info("control: connection dropped: %s", exc)
@@ -93,11 +94,12 @@ class ControlServer:
         finally:
             writer.close()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
-            return {"ok": True, **command(request.get("value"))}
+            fields = command(request.get("value"))
+            return {"ok": True, **(await fields if isinstance(fields, Awaitable) else fields)}
         except UserError as exc:
             return {"ok": False, "error": str(exc)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

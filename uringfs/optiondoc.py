@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uringfs.config import OPTIONS, SECTIONS, Option
 from uringfs.errors import Exit
+from uringfs.sources import option_table
 
 _HEAD = """\
 # Options
@@ -26,6 +27,19 @@ _EXITS = {
     Exit.NOT_SERVED: "no server answers for that mount point",
 }
 
+_SOURCES = """\
+## Several sources
+
+`uringfs mount --mount /images=/srv/a --mount /iso=/srv/b,ro MOUNTPOINT` shows each SOURCE at its
+PATH below the mount point; `--mount PATH=SOURCE[,OPTION...]` then takes the place of SOURCE. The
+directories above them exist for them, and are read-only (EROFS). Between two sources, rename(2),
+link(2) and copy_file_range(2) say EXDEV. A comma in SOURCE is written `\\,`. These options can be
+given for one source; what is not given is as for the whole mount:
+
+| option | meaning |
+|---|---|
+"""
+
 _TAIL = """\
 ## The control socket
 
@@ -38,9 +52,16 @@ answers each with one: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
 | `{"command": "status"}` | options in force, session, back end, what was probed, counters |
 | `{"command": "async-io", "value": "status"}` | whether data moves with io_uring |
 | `{"command": "async-io", "value": "on"}` | the same, after switching; `off` switches back |
+| `{"command": "mounts"}` | the sources of a mount made with `--mount` |
+| `{"command": "mount", "value": "/iso=/srv/b,ro"}` | the same, after adding one |
+| `{"command": "unmount", "value": "/iso"}` | the same, without it; EBUSY if a file is open |
+| `{"command": "detach", "value": "/iso"}` | the same, but open files live on |
 
 `uringfs ctl MOUNTPOINT status` and `uringfs ctl MOUNTPOINT async-io on` send these. A switch
 affects requests that come after it; those under way end where they began, and open files live on.
+
+What the kernel knows of a source that is taken away it is told to forget. Programs that have it as
+working directory do not count as open files: they see on what they saw.
 
 ## Exit status
 
@@ -57,6 +78,7 @@ def markdown() -> str:
         lines += [f"## {title}\n", "| option | value | default | meaning |", "|---|---|---|---|"]
         lines += [_row(row) for row in OPTIONS.values() if row.section is section]
         lines.append("")
+    lines += [_SOURCES + "\n".join(f"| `{name}` | {text} |" for name, text in option_table()), ""]
     exits = "\n".join(f"| {status.value} | {meaning} |" for status, meaning in _EXITS.items())
     return "\n".join(lines) + "\n" + _TAIL + exits + "\n"
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 
 from uringfs.config import MountConfig
 from uringfs.errors import Exit, UserError
@@ -25,6 +26,27 @@ def check(source: str, mountpoint: str, mount: MountConfig) -> tuple[str, str]:
     _check_mountpoint(mountpoint, nonempty=mount.nonempty)
     _check_fuse(mount)
     return _check_apart(source, mountpoint)
+
+
+def check_several(sources: Iterable[str], mountpoint: str, mount: MountConfig) -> str:
+    """The same for sources under one mount; the mount point alone."""
+    for source in sources:
+        _check_outside(source, mountpoint)
+        mountpoint = check(source, mountpoint, mount)[1]
+    return mountpoint
+
+
+def check_another(source: str, mountpoint: str) -> None:
+    """The same for one more source of a mount that is live."""
+    _check_outside(source, mountpoint)
+    _check_source(source)
+    _check_apart(source, mountpoint)
+
+
+def _check_outside(source: str, mountpoint: str) -> None:
+    mountpoint = resolve(mountpoint)
+    if _is_beneath(source, mountpoint):
+        raise UserError(Exit.SOURCE, f"source {source}: lies inside the mount point {mountpoint}")
 
 
 def _check_source(source: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +23,12 @@ from uringfs.fs.io import FileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.pseudo import Change
+from uringfs.fs.vfs import Mounted, Vfs
 from uringfs.fuse.mounts import mount_at, set_max_background
 from uringfs.limits import raise_nofile
+from uringfs.preflight import check_another
+from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
     from uringfs.fs.io_ring import RingFileIO
@@ -45,6 +51,9 @@ class Session(Protocol):
     async def run(self, live: Callable[[], None]) -> None:
         """Mount, call ``live`` when the kernel has answered, serve, unmount."""
 
+    async def entry_changed(self, parent: int, name: bytes) -> None:
+        """Tell the kernel that an entry of a directory came or went."""
+
     def use_ring(self, ring: Ring, no_fsetid: int) -> None:
         """Work on the ring where it can; ``no_fsetid`` is a personality without CAP_FSETID."""
 
@@ -66,13 +75,16 @@ class Server:
         mount: MountConfig,
         server: ServerConfig,
         detached: Callable[[], None] | None = None,
+        sources: Sequence[Source] = (),
     ) -> None:
+        """``sources`` are shown at their paths, each by itself; ``source`` is then but a name."""
         self._source = source
         self._mountpoint = mountpoint
         self._config = config
         self._mount = mount
         self._server = server
         self._detached = detached
+        self._sources = {each.path: each for each in sources}
         self._ring: Ring | None = None
         self._ring_refused = "--no-async-io"
         self._sync_io: FileIO | None = None
@@ -115,12 +127,7 @@ class Server:
         return RingEventLoop(self._ring)
 
     async def _serve(self) -> None:
-        io = self._back_end(self._ring is not None)
-        self._fs = fs = new_passthrough(self._config, self._mount, io)
-        try:
-            fs.import_()
-        except OSError as exc:
-            raise UserError(Exit.SOURCE, f"source {self._source}: {exc.strerror}") from exc
+        self._fs = fs = self._make_fs(self._back_end(self._ring is not None))
         self._session = session = self._make_session(fs)
         self._join_ring()
         loop = asyncio.get_running_loop()
@@ -128,7 +135,14 @@ class Server:
             loop.add_signal_handler(number, self._stop, number)
         control = ControlServer(
             Path(self._server.control or socket_path(self._mountpoint)),
-            {"status": self._status, "async-io": self._async_io},
+            {
+                "status": self._status,
+                "async-io": self._async_io,
+                "mounts": self._mounts,
+                "mount": self._mount_source,
+                "unmount": partial(self._unmount_source, detach=False),
+                "detach": partial(self._unmount_source, detach=True),
+            },
         )
         await control.start()
         try:
@@ -140,6 +154,19 @@ class Server:
             fs.destroy()
             self._close_back_ends()
         log.debug("%s is unmounted", self._mountpoint)
+
+    def _make_fs(self, io: FileIO) -> PassthroughFs:
+        if self._sources:
+            vfs = Vfs(self._config, io)
+            for source in self._sources.values():
+                _enter(vfs, source)
+            return vfs
+        fs = new_passthrough(self._config, self._mount, io)
+        try:
+            fs.import_()
+        except OSError as exc:
+            raise UserError(Exit.SOURCE, f"source {self._source}: {exc.strerror}") from exc
+        return fs
 
     def _make_session(self, fs: PassthroughFs) -> Session:
         try:
@@ -172,6 +199,8 @@ class Server:
             except OSError as exc:
                 log.warning("max_background stays at the kernel's default: %s", exc)
         log.info(self._limits)
+        for source in self._sources.values():
+            log.info("%s is mounted at %s", source.config.root_dir, source.path)
         log.info(
             "%s on %s: session %s, %s; stop it with: %s umount %s",
             self._source, self._mountpoint, self._session.name, self._chosen_io(),
@@ -232,22 +261,76 @@ class Server:
         if self._ring is None:
             self._ring = self._new_ring().attach()
 
+    @property
+    def _vfs(self) -> Vfs:
+        if isinstance(self._fs, Vfs):
+            return self._fs
+        raise UserError(Exit.USAGE, "it has one source; those made with --mount can have others")
+
+    def _mounts(self, _value: str | None = None) -> Mapping[str, Any]:
+        sources = (self._sources[path] for path in self._vfs.mounted)
+        return {"mounts": [source.describe() for source in sources]}
+
+    async def _mount_source(self, value: str | None) -> Mapping[str, Any]:
+        vfs = self._vfs
+        try:
+            source = parse_source(value or "", self._config, self._mount)
+        except ConfigError as exc:
+            raise UserError(Exit.USAGE, str(exc)) from exc
+        # In a thread: the path may lead through the mount that this loop serves.
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, check_another, source.config.root_dir, self._mountpoint)
+        try:
+            check_apart(source.path, vfs.mounted)
+        except ConfigError as exc:
+            raise UserError(Exit.USAGE, str(exc)) from exc
+        change = _enter(vfs, source)
+        self._sources[source.path] = source
+        log.info("%s is mounted at %s", source.config.root_dir, source.path)
+        await self._session.entry_changed(change.directory.nodeid, change.name)
+        return self._mounts()
+
+    async def _unmount_source(self, value: str | None, *, detach: bool) -> Mapping[str, Any]:
+        vfs, path = self._vfs, (value or "").rstrip("/")
+        try:
+            change = vfs.unmount(path, detach=detach)
+        except OSError as exc:
+            why = "nothing is mounted there" if exc.errno == errno.EINVAL else exc.strerror
+            advice = "; close what is open, or detach it" if exc.errno == errno.EBUSY else ""
+            raise UserError(Exit.FAILED, f"{value}: {why}{advice}") from exc
+        source = self._sources.pop(path)
+        await self._session.entry_changed(change.directory.nodeid, change.name)
+        log.info("%s is not mounted at %s any more", source.config.root_dir, path)
+        return self._mounts()
+
     def _status(self, _value: str | None) -> Mapping[str, Any]:
         options: dict[str, Any] = {}
         for section in (self._config, self._mount, self._server):
             options |= dataclasses.asdict(section)
         options = {name: getattr(value, "value", value) for name, value in options.items()}
+        mounts = self._mounts() if isinstance(self._fs, Vfs) else {}
         return {
             "version": __version__,
             "pid": os.getpid(),
             "source": self._source,
+            **mounts,
             "mountpoint": self._mountpoint,
             "session": self._session.name,
             "async_io": "on" if self._is_async else "off",
             "io": self._fs.io.name,
             "ring": self._ring.describe() if self._ring else self._ring_refused,
             "options": options,
-            "inodes": len(self._fs.inodes),
+            "inodes": self._fs.inode_count,
             "handles": len(self._fs.handles),
             "requests": dict(self._session.requests),
         }
+
+
+def _enter(vfs: Vfs, source: Source) -> Change[Mounted]:
+    """Mount a source; UserError where it cannot be entered."""
+    try:
+        return vfs.mount(source.path, source.config, source.mount)
+    except ConfigError as exc:
+        raise UserError(Exit.USAGE, str(exc)) from exc
+    except OSError as exc:
+        raise UserError(Exit.SOURCE, f"source {source.config.root_dir}: {exc.strerror}") from exc

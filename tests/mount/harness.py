@@ -77,9 +77,10 @@ class Mounted:
         self.path = path
         self._log = log
         self._read = 0
+        where = [path] if "--mount" in flags else [source, path]
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *URINGFS[1:], "mount", *flags, source, path],
+                [sys.executable, "-X", "faulthandler", *URINGFS[1:], "mount", *flags, *where],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

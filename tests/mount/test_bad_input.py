@@ -42,6 +42,38 @@ CASES: dict[str, Case] = {
     ),
     "mount point inside": (("source", "source/inner/mnt"), Exit.MOUNTPOINT, "inside"),
     "inside through a link": (("link to source", "source/inner/mnt"), Exit.MOUNTPOINT, "inside"),
+    "mount: no source": (("--mount", "/a", "mnt"), Exit.USAGE, "PATH=SOURCE"),
+    "mount: missing source": (("--mount", "/a=missing", "mnt"), Exit.SOURCE, "missing"),
+    "mount: second source is a file": (
+        ("--mount", "/a=source", "--mount", "/b=file", "mnt"), Exit.SOURCE, "not a directory",
+    ),
+    "mount: relative path": (("--mount", "a=source", "mnt"), Exit.USAGE, "begin with /"),
+    "mount: dots": (("--mount", "/a/../b=source", "mnt"), Exit.USAGE, "without . and .."),
+    "mount: at the top": (("--mount", "/=source", "mnt"), Exit.USAGE, "go on"),
+    "mount: long name": (("--mount", f"/{'a' * 256}=source", "mnt"), Exit.USAGE, "255"),
+    "mount: twice": (
+        ("--mount", "/a=source", "--mount", "//a/=deep", "mnt"), Exit.USAGE, "/a: mounted twice",
+    ),
+    "mount: one inside another": (
+        ("--mount", "/a/b=source", "--mount", "/a=deep", "mnt"), Exit.USAGE, "/a/b would lie",
+    ),
+    "mount: mount point inside": (
+        ("--mount", "/a=source", "source/inner/mnt"), Exit.MOUNTPOINT, "inside",
+    ),
+    "mount: source inside": (
+        ("-o", "nonempty", "--mount", "/a=deep/source", "deep"), Exit.SOURCE, "inside the mount",
+    ),
+    "mount: option of the whole": (
+        ("--mount", "/a=source,writeback", "mnt"), Exit.USAGE, "for the whole mount",
+    ),
+    "mount: unknown option": (("--mount", "/a=source,wrong", "mnt"), Exit.USAGE, "wrong"),
+    "mount: bad value": (("--mount", "/a=source,cache=odd", "mnt"), Exit.USAGE, "odd"),
+    "mount: and a source": (
+        ("--mount", "/a=source", "source", "mnt"), Exit.USAGE, "unrecognized arguments",
+    ),
+    "mount: cached less than the whole": (
+        ("-o", "cache=always", "--mount", "/a=source,cache=auto", "mnt"), Exit.USAGE, "single",
+    ),
     "no arguments": ((), Exit.USAGE, "SOURCE"),
     "no mount point": (("source",), Exit.USAGE, "MOUNTPOINT"),
     "too many": (("source", "mnt", "more"), Exit.USAGE, "more"),
