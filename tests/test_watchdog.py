@@ -32,7 +32,7 @@ def dead_mount(tmp_path: Path) -> Generator[Path]:
 
 
 def mountinfo() -> str:
-    return Path("/proc/self/mountinfo").read_text()
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
 
 
 def test_a_mount_is_found_below_its_directory_only(dead_mount: Path) -> None:

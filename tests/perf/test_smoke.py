@@ -29,7 +29,7 @@ def work() -> Iterator[Path]:
     directory = Path("/var/tmp/uringfs-perf-test")
     directory.mkdir(exist_ok=True)
     yield directory
-    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     # The harness removes all that it made.
     directory.rmdir()
 

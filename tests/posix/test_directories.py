@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_rewinding_shows_what_is_new(top: Path) -> None:
 def test_reading_while_others_make_and_remove(top: Path) -> None:
     """What is there all the time is seen just once; nothing is seen that never was."""
     stay = fill(top, 300)
-    stop = top.parent / "stop"
+    begun, stop = top.parent / "begun", top.parent / "stop"
 
     def change() -> int:
         rounds = 0
@@ -110,10 +111,13 @@ def test_reading_while_others_make_and_remove(top: Path) -> None:
             for number in range(20):
                 (top / f"{rounds}.{number}").unlink()
             rounds += 1
+            begun.touch()
         return rounds
 
     child = Child(change)
     try:
+        while not begun.exists():
+            time.sleep(0.001)
         for _ in range(10):
             with DirStream(top) as stream:
                 seen = [entry.name for entry in stream]
@@ -125,9 +129,9 @@ def test_reading_while_others_make_and_remove(top: Path) -> None:
             )
     finally:
         stop.touch()
-        rounds = child.result()
+        assert child.result()
+        begun.unlink()
         stop.unlink()
-    assert rounds
     assert set(os.listdir(os.fsencode(top))) == stay
 
 
