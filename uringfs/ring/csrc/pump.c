@@ -97,7 +97,7 @@ static void offer_slots(struct uf_pump *p)
 }
 
 /* Called when a slot of the window was taken. A window of which half was never needed in many
- * requests is halved; one that was too small was doubled, by end_device(). */
+ * requests is halved; one that was too small was doubled, by widen(). */
 static void watch_window(struct uf_pump *p)
 {
     if (p->offered < p->least_offered)
@@ -515,15 +515,27 @@ static void finish_chain(struct uf_pump *p, uint32_t slot, int res)
     finish_reply(p, slot, res);
 }
 
+/* The window is used up: the kernel has read as many requests as it may at a time.
+ *
+ * Where they wait for a disk that is well so. It would go on reading for as long as requests come
+ * in, and only then could the first be sent to the disk; a client, the server and the disk would
+ * each wait for the others to be done with all there is. Few at a time, they work side by side. */
+static void widen(struct uf_pump *p)
+{
+    if (!p->spares)
+        p->starved++;
+    else if (p->ring->transfers)
+        p->window = UF_WINDOW;
+    else if (p->window < p->slot_count)
+        p->window *= 2;
+}
+
 /* The device read has ended. Short of memory or slots it is started again, by settle(). */
 static bool end_device(struct uf_pump *p, int res)
 {
     switch (res) {
     case -ENOBUFS:
-        if (p->spares && p->window < p->slot_count)
-            p->window *= 2;
-        else
-            p->starved++;
+        widen(p);
         return false;
     case -ENOENT: /* the request was interrupted before it was read */
     case -EINTR:

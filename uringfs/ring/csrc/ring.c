@@ -194,7 +194,8 @@ static void cpu_relax(void)
  * least, once in 4096 waits). */
 static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
 {
-    bool worth_it = r->last_batch <= UF_FEW || r->mean_wait_ns < UF_SHORT_WAIT_NS;
+    bool few = r->last_batch <= UF_FEW && r->transfers <= UF_FEW;
+    bool worth_it = few || r->mean_wait_ns < UF_SHORT_WAIT_NS;
     if (!r->spin_ns || !worth_it || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
         return false;
     if (r->spin_skip) {
