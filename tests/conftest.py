@@ -40,6 +40,15 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> Generator[None, Any, Any]:
     return (yield)
 
 
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Generator[None]:
+    """A file system in the test's own process clears it, and what came later would be writable for
+    everybody."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _watchdog in config.stash:
         config.stash[_watchdog].close()
