@@ -1,4 +1,4 @@
-"""``python -m perf``: run, scale, report, list, smoke."""
+"""``python -m perf``: run, ring, scale, report, compare, list, smoke."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from perf import cases, fio, metadata, report, scale, targets
+from perf import cases, compare, fio, metadata, proc, report, scale, targets
 from perf.measure import Sampler, Settings
-from perf.model import Run
+from perf.model import Fault, Run
+from perf.mounted import MountError
+from perf.ring import bench
 from perf.run import interruptible, measure, workspace
 
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 something is missing or wrong, 2 wrong
-    usage, 130 interrupted."""
+    """Run the command and return its exit status: 0 done, 1 something is missing or wrong (compare:
+    worse), 2 wrong usage (compare: not comparable), 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -38,12 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m perf", description="uringfs and others, measured.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_ring(commands)
     _add_scale(commands)
-    shown = commands.add_parser("report", help="print a run as Markdown")
-    shown.add_argument("file", type=Path, metavar="FILE.json")
-    shown.set_defaults(run=_report)
-    listed = commands.add_parser("list", help="print the cases and the targets")
-    listed.set_defaults(run=_list)
+    _add_readers(commands)
     smoke = commands.add_parser("smoke", help="seconds: does the harness itself work?")
     smoke.add_argument("--hp", type=Path, metavar="PATH")
     smoke.add_argument("--work", type=Path, default=Path("/var/tmp"), metavar="DIR")
@@ -51,19 +51,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_targets(parser: argparse.ArgumentParser, default: str) -> None:
+    add = parser.add_argument
+    add("--target", action="append", default=[], metavar="NAME",
+        help=f"of {', '.join(targets.NAMES)}; may be repeated; {default} if not given")  # fmt: skip
+    add("--hp", type=Path, metavar="PATH", help="where passthrough_hp is")
+    add("--ll", type=Path, metavar="PATH", help="where passthrough_ll is")
+    add("--peer", action="append", default=[], metavar="NAME=COMMAND",
+        help="another: a command in the foreground, with {source} and {mountpoint}")  # fmt: skip
+
+
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser(
         "run", help="measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Measure targets side by side; Ctrl-C keeps what was measured.",
     )  # fmt: skip
+    _add_targets(run, "all that there are")
     add = run.add_argument
-    add("--target", action="append", default=[], metavar="NAME",
-        help=f"of {', '.join(targets.NAMES)}; may be repeated; all if not given")  # fmt: skip
-    add("--hp", type=Path, metavar="PATH", help="where passthrough_hp is")
-    add("--peer", action="append", default=[], metavar="NAME=COMMAND",
-        help="another: a command in the foreground, with {source} and {mountpoint}")  # fmt: skip
-    add("--cases", action="append", default=[], metavar="PATTERN",
-        help="like 'randread*@disk'; may be repeated; all if not given")  # fmt: skip
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--set", choices=tuple(cases.SETS), default="default", help="of cases")
+    which.add_argument("--cases", action="append", default=[], metavar="PATTERN",
+        help="like 'randread*@disk', of all that there are; may be repeated")  # fmt: skip
     add("--backing", choices=("disk", "tmpfs", "both"), default="both", help="what is served")
     add("--rounds", type=int, default=5, metavar="N", help="samples of each")
     add("--runtime", type=float, default=4.0, metavar="S", help="seconds of each fio sample")
@@ -74,10 +82,27 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="after round 1 drop variants of hp below this share of its best; 0: none")  # fmt: skip
     add("--max-background", type=int, metavar="N",
         help="set it for every FUSE target; not given, each keeps its own")  # fmt: skip
+    add("--no-syscalls", action="store_true", help="do not count system calls")
     add("--seed", type=int, metavar="N", help="of the order; not given, a new one")
     add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="on the disk")
     add("--out", type=Path, default=Path("perf.json"), metavar="FILE.json", help="the result")
+    add("--html", type=Path, metavar="OUT.html", help="the report as a page")
     run.set_defaults(run=_run)
+
+
+def _add_ring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ring = commands.add_parser(
+        "ring", help="the ring alone, beside aiofiles, threads and pread",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add = ring.add_argument
+    add("--rounds", type=int, default=5, metavar="N", help="samples of each")
+    add("--count", type=int, default=bench.COUNT, metavar="N", help="small files, and reads")
+    add("--size", default="256m", help="of the big file")
+    add("--depths", default=",".join(map(str, bench.DEPTHS)), metavar="N,N...", help="at once")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="on the disk")
+    add("--out", type=Path, default=Path("ring.json"), metavar="FILE.json", help="the result")
+    ring.set_defaults(run=_ring)
 
 
 def _add_scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,24 +111,34 @@ def _add_scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = scaled.add_argument
     add("curve", choices=tuple(scale.CURVES), help="what grows")
-    add("--target", action="append", default=[], metavar="NAME", help="native and dev-async")
-    add("--hp", type=Path, metavar="PATH", help="where passthrough_hp is")
-    add("--peer", action="append", default=[], metavar="NAME=COMMAND", help="as for run")
-    add("--counts", default="1000,10000,100000,1000000", metavar="N,N...", help="sizes, rising")
-    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="a place to mount in")
+    _add_targets(scaled, "native and dev-async")
+    add("--counts", default="", metavar="N,N...", help="rising; each curve has its own")
+    add("--runtime", type=float, default=4.0, metavar="S", help="seconds of fio, where it is used")
+    add("--size", default="256m", help="of each of fio's files")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="on the disk")
+    add("--out", type=Path, metavar="FILE.json", help="the result, for report")
     scaled.set_defaults(run=_scale)
 
 
-def _scale(args: argparse.Namespace) -> int:
-    counts = [int(count) for count in args.counts.split(",")]
-    if counts != sorted(set(counts)) or counts[0] < scale.PER_DIRECTORY:
-        raise ValueError(f"counts rise, from {scale.PER_DIRECTORY} on")
-    served = targets.select(args.target or ["native", "dev-async"], args.hp, args.peer)
-    curve = scale.CURVES[args.curve]
-    with interruptible(), workspace(args.work) as work:
-        points = [point for target in served for point in curve(target, work, counts)]
-    print(scale.table(args.curve, points))
-    return 0
+def _add_readers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shown = commands.add_parser("report", help="a run as Markdown, as a page, as charts")
+    shown.add_argument("file", type=Path, metavar="FILE.json")
+    shown.add_argument("--html", type=Path, metavar="OUT.html", help="one page with all")
+    shown.add_argument("--svg", type=Path, metavar="DIR", help="each chart as a file")
+    shown.set_defaults(run=_report)
+    compared = commands.add_parser(
+        "compare", help="what moved from one run to another",
+        description="Exit status: 0 nothing is worse, 1 something is, 2 not comparable.",
+    )  # fmt: skip
+    compared.add_argument("old", type=Path, metavar="OLD.json")
+    compared.add_argument("new", type=Path, metavar="NEW.json")
+    compared.add_argument("--threshold", type=float, default=100 * compare.THRESHOLD, metavar="%",
+        help="what is not worth a word (default: %(default)g)")  # fmt: skip
+    compared.add_argument("--target", action="append", default=[], metavar="NAME",
+        help="may be repeated; all of uringfs if not given")  # fmt: skip
+    compared.set_defaults(run=_compare)
+    listed = commands.add_parser("list", help="print the sets, the cases and the targets")
+    listed.set_defaults(run=_list)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -114,10 +149,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, out: Path) -> int:
-    _check_machine()
     backings = cases.BACKINGS if args.backing == "both" else (args.backing,)
-    chosen = cases.select(args.cases, backings)
-    served = targets.select(args.target, args.hp, args.peer)
+    chosen = cases.select(args.cases, backings, args.set)
+    if args.html:
+        _html()
+    _check_machine("git" if any(case.job.startswith("git") for case in chosen) else "tar")
+    served = targets.select(args.target, args.peer, args.hp, args.ll)
     seed = time.time_ns() % 100_000 if args.seed is None else args.seed
     options = {
         "runtime": args.runtime, "warmup": args.warmup, "size": args.size, "count": args.count,
@@ -125,37 +162,105 @@ def _measure(args: argparse.Namespace, out: Path) -> int:
     }  # fmt: skip
     with interruptible(), workspace(args.work) as work:
         settings = Settings(
-            work, args.runtime, args.warmup, args.size, args.count, args.max_background
-        )
+            work, args.runtime, args.warmup, args.size, args.count, args.max_background,
+            not args.no_syscalls,
+        )  # fmt: skip
         run = measure(
             chosen, served, Sampler(settings), out,
             rounds=args.rounds, prune=args.prune, seed=seed, options=options,
         )  # fmt: skip
     print(report.markdown(run))
+    if args.html:
+        args.html.write_text(_html().page(run))
     return 1 if run.faults else 0
 
 
-def _check_machine() -> None:
+def _check_machine(*more: str) -> None:
     if os.geteuid() != 0:
         raise ValueError("mounting and dropping caches need root")
-    for tool in ("fio", "tar", "dd", "umount", "fincore"):
+    for tool in ("fio", "tar", "dd", "umount", "fincore", *more):
         if shutil.which(tool) is None:
             raise ValueError(f"{tool} is not installed")
 
 
+def _ring(args: argparse.Namespace) -> int:
+    depths = tuple(int(depth) for depth in args.depths.split(","))
+    if args.rounds < 1 or args.count < 1 or min(depths) < 1:
+        raise ValueError("rounds, count and depths must be more than 0")
+    with interruptible(), workspace(args.work) as work:
+        run = bench.measure(
+            work, args.out, rounds=args.rounds, count=args.count, size=args.size, depths=depths,
+            seed=time.time_ns() % 100_000,
+        )  # fmt: skip
+    print(report.markdown(run))
+    return 1 if run.faults else 0
+
+
+def _scale(args: argparse.Namespace) -> int:
+    _check_machine()
+    counts = scale.parse_counts(args.curve, args.counts)
+    fio.parse_size(args.size)
+    served = targets.select(args.target or ["native", "dev-async"], args.peer, args.hp, args.ll)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible())
+        work = stack.enter_context(workspace(args.work))
+        options = {"runtime": args.runtime, "size": args.size}
+        run = Run(proc.machine(work), options, [], served)
+        if args.out:
+            stack.callback(run.save, args.out)
+        sampler = Sampler(Settings(work, args.runtime, 0.5, args.size, metadata.COUNT))
+        for target in served:
+            try:
+                for point in scale.CURVES[args.curve].measure(target, sampler, counts):
+                    run.points.append(point)
+            except MountError as exc:
+                print(f"perf: {target.name}: left out: {exc}", file=sys.stderr)
+                run.faults.append(Fault(target.name, 1, "", str(exc)))
+        run.complete = True
+    print(report.markdown(run))
+    return 1 if run.faults else 0
+
+
 def _report(args: argparse.Namespace) -> int:
-    print(report.markdown(Run.load(args.file)), end="")
+    run = Run.load(args.file)
+    if not (args.html or args.svg):
+        print(report.markdown(run), end="")
+    if args.html:
+        args.html.write_text(_html().page(run))
+        print(args.html)
+    if args.svg:
+        print(*_html().write_svgs(run, args.svg), sep="\n")
     return 0
+
+
+def _html() -> ModuleType:
+    """What needs matplotlib, which only those need who want charts. ValueError without it."""
+    try:
+        from perf import html
+    except ImportError as exc:
+        raise ValueError(f"charts need matplotlib, pip install 'uringfs[perf]': {exc}") from exc
+    return html
+
+
+def _compare(args: argparse.Namespace) -> int:
+    old, new = Run.load(args.old), Run.load(args.new)
+    if differ := compare.differences(old, new):
+        raise ValueError(f"not comparable: {'; '.join(differ)}")
+    names = args.target or (*targets.OURS, targets.UNPUMPED, targets.RING)
+    found = compare.changes(old, new, names)
+    print(compare.markdown(found, args.threshold / 100), end="")
+    return compare.status(found, args.threshold / 100)
 
 
 def _list(_args: argparse.Namespace) -> int:
     print("targets:", *targets.NAMES)
+    print("sets:", *(f"{name} ({len(chosen)})" for name, chosen in cases.SETS.items()))
     print("cases:")
-    for case in (*cases.CASES, *cases.CHECKS):
+    for case in cases.ALL:
         goals = " ".join(
             f"{goal.metric} of {goal.ours} {'<=' if goal.at_most else '>='} "
             f"{goal.bound:g} x {goal.theirs};"
-            for goal in cases.goals_of(case)
+            for goal in (cases.goals_of(case) if case in cases.DEFAULT else ())
         )
         print(f"  {case.key:40} {goals}".rstrip())
     return 0
@@ -165,16 +270,24 @@ def _smoke(args: argparse.Namespace) -> int:
     """Everything once, tiny: the figures mean nothing, that there are any is the point."""
     names = ["native", "pyfuse3-async", "pyfuse3-sync", *(["hp-4t", "hp-uring"] if args.hp else [])]
     patterns = [
-        "randread-4k-qd32/libaio@tmpfs", "verify-4k-qd32/io_uring@disk",
-        "create@disk", "readdir@tmpfs", "untar@tmpfs",
+        "randread-4k-qd32/libaio@tmpfs", "verify-4k-qd32/io_uring@disk", "vm-*/libaio@disk",
+        "create@disk", "readdir@tmpfs", "untar@tmpfs", "git-status-jobs2@tmpfs",
     ]  # fmt: skip
-    words = ["run", "--rounds=1", "--runtime=0.5", "--warmup=0", "--size=4m", "--count=50"]
+    words = ["run", "--rounds=1", "--runtime=0.3", "--warmup=0", "--size=4m", "--count=50"]
     words += [f"--target={name}" for name in names] + [f"--cases={each}" for each in patterns]
     words += [f"--work={args.work}", *([f"--hp={args.hp}"] if args.hp else [])]
     with contextlib.ExitStack() as stack:
-        out = stack.enter_context(workspace(args.work)) / "smoke.json"
+        place = stack.enter_context(workspace(args.work))
+        out, page, ring = (place / name for name in ("smoke.json", "smoke.html", "ring.json"))
         status = _measure(_parser().parse_args(words), out)
         run = Run.load(out)
+        status |= main(["ring", "--rounds=1", "--count=50", "--size=1m", "--depths=1,8",
+                        f"--work={place}", f"--out={ring}"])  # fmt: skip
+        status |= main(["scale", "depth", "--counts=1,4", "--runtime=0.3", "--size=4m",
+                        "--target=native", f"--work={place}"])  # fmt: skip
+        status |= main(["report", str(out), f"--html={page}"])
+        # A round makes no interval: it is read, and found not comparable.
+        status |= int(main(["compare", str(out), str(out)]) != compare.NOT_COMPARABLE)
     expected = len(run.cases) * len(run.targets)
     print(f"smoke: {len(run.samples)} of {expected} samples", file=sys.stderr)
     return status or int(len(run.samples) != expected)

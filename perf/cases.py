@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from perf.metadata import OPERATIONS
+from perf.metadata import WORKS
 from perf.model import NATIVE, Case
 
 JOBS = Path(__file__).parent / "jobs"
 ENGINES = ("io_uring", "libaio")
 BACKINGS = ("disk", "tmpfs")
+DEPTHS = (1, 8, 32, 128)
 
-# What is measured where. A RAM disk gains nothing from queues deeper than its clients can fill.
-_FIO: dict[str, tuple[str, ...]] = {
+PLAIN_METADATA = ("stat", "create", "unlink", "readdir", "untar")
+
+# What issue 3 asks for. A RAM disk gains nothing from queues deeper than its clients can fill.
+_DEFAULT: dict[str, tuple[str, ...]] = {
     "randread-4k-qd1": BACKINGS,
     "randread-4k-qd32": BACKINGS,
     "randread-4k-qd128": ("disk",),
@@ -26,39 +30,68 @@ _FIO: dict[str, tuple[str, ...]] = {
     "randwrite-4k-qd32-jobs4": ("disk",),
 }
 
-CASES: tuple[Case, ...] = (
+DEFAULT: tuple[Case, ...] = (
     *(
         Case("fio", job, backing, engine)
         for backing in BACKINGS
-        for job, backings in _FIO.items()
+        for job, backings in _DEFAULT.items()
         if backing in backings
         for engine in ENGINES
     ),
-    *(Case("metadata", operation, backing) for backing in BACKINGS for operation in OPERATIONS),
+    *(Case("metadata", work, backing) for backing in BACKINGS for work in PLAIN_METADATA),
 )
 """What ``perf run`` measures when not told otherwise."""
 
-CHECKS: tuple[Case, ...] = tuple(
-    Case("fio", "verify-4k-qd32", backing, engine) for backing in BACKINGS for engine in ENGINES
-)
-"""Cases that ask for right data only; by name, or in ``perf smoke``."""
+
+def _jobs() -> list[str]:
+    """The job files, those that ask for right data only at the end, depths in their order."""
+
+    def rank(job: str) -> tuple[object, ...]:
+        parts = [part.zfill(8) for part in re.split(r"(\d+)", job)]
+        return job.startswith("verify"), parts
+
+    return sorted((path.stem for path in JOBS.glob("*.fio")), key=rank)
 
 
-def select(patterns: Sequence[str], backings: Iterable[str]) -> list[Case]:
-    """The cases on these backings that fit a pattern (fnmatch, on the key, the name or the job);
-    without patterns :data:`CASES`. ValueError for a pattern that fits nothing."""
-    allowed = set(backings)
-    known = [case for case in (*CASES, *CHECKS) if case.backing in allowed]
-    if not patterns:
-        return [case for case in CASES if case.backing in allowed]
-    for pattern in patterns:
-        if not any(_fits(case, pattern) for case in known):
-            raise ValueError(f"no case fits {pattern!r}: see python -m perf list")
-    return [case for case in known if any(_fits(case, pattern) for pattern in patterns)]
+ALL: tuple[Case, ...] = (
+    *(Case("fio", job, backing, engine) for backing in BACKINGS for job in _jobs()
+      for engine in ENGINES),
+    *(Case("metadata", work, backing) for backing in BACKINGS for work in WORKS),
+)  # fmt: skip
+"""Every job file with every engine, and all metadata work, on both backings."""
 
 
 def _fits(case: Case, pattern: str) -> bool:
     return any(fnmatchcase(text, pattern) for text in (case.key, case.name, case.job))
+
+
+def _among_all(*patterns: str) -> tuple[Case, ...]:
+    return tuple(case for case in ALL if any(_fits(case, pattern) for pattern in patterns))
+
+
+SETS: dict[str, tuple[Case, ...]] = {
+    "default": DEFAULT,
+    "full": tuple(case for case in ALL if not case.job.startswith("verify")),
+    "depth": _among_all(*(f"rand*-4k-qd{depth}" for depth in DEPTHS)),
+    "vm": _among_all("vm-*", "log-*", "randrw-4k-qd32", "seq*-1m-qd8"),
+    "buffered": _among_all("*-buffered"),
+    "metadata": tuple(case for case in ALL if case.kind == "metadata"),
+    "verify": _among_all("verify-*"),
+}
+"""What ``--set`` chooses."""
+
+
+def select(patterns: Sequence[str], backings: Iterable[str], chosen: str = "default") -> list[Case]:
+    """The cases on these backings that fit a pattern (fnmatch, on the key, the name or the job);
+    without patterns those of the set. ValueError for a pattern that fits nothing."""
+    allowed = set(backings)
+    if not patterns:
+        return [case for case in SETS[chosen] if case.backing in allowed]
+    known = [case for case in ALL if case.backing in allowed]
+    for pattern in patterns:
+        if not any(_fits(case, pattern) for case in known):
+            raise ValueError(f"no case fits {pattern!r}: see python -m perf list")
+    return [case for case in known if any(_fits(case, pattern) for pattern in patterns)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +139,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("seqwrite-1m-qd8/*", "hp", 1.2),
     Goal("seqwrite-1m-qd8/*@disk", NATIVE, 0.9),
     Goal("*-4k-qd32-jobs4/*@disk", "hp", 1.5),
-    *(Goal(f"{operation}@*", "hp", 0.95) for operation in OPERATIONS),
+    *(Goal(f"{operation}@*", "hp", 0.95) for operation in PLAIN_METADATA),
 )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from perf.model import Outcome
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIDES = ("read", "write", "mixed")
+"""Of fio's report; ``mixed`` instead of the two with ``unified_rw_reporting``."""
 _PERCENTILES = ("50.000000", "99.000000", "99.900000")
 
 
@@ -55,9 +57,18 @@ def job_for(text: str, engine: str, changes: Mapping[str, str]) -> str:
     return made.getvalue()
 
 
-def parse_result(text: str, block_size: int) -> Outcome:
+def block_sizes(options: Mapping[str, str]) -> tuple[int, int]:
+    """The smallest and the largest block, in bytes, that a job moves: those of ``bssplit``
+    (``4k/60:64k/40``, sizes with their shares) or else of ``bs``."""
+    parts = (options.get("bssplit") or options["bs"]).split(":")
+    sizes = [parse_size(part.partition("/")[0]) for part in parts]
+    return min(sizes), max(sizes)
+
+
+def parse_result(text: str, smallest: int, largest: int) -> Outcome:
     """What fio's JSON says was done. FioError if it reports an error, if nothing was moved or if
-    the bytes are not the operations times the block size."""
+    the bytes are not those of so many operations with blocks between the two sizes, all of them
+    multiples of the smallest."""
     # Warnings of fio may stand before the JSON, even on its standard output.
     start = text.find("{")
     try:
@@ -70,16 +81,21 @@ def parse_result(text: str, block_size: int) -> Outcome:
     job = jobs[0]
     if job["error"]:
         raise FioError(f"fio reports error {job['error']}")
-    sides = [job[side] for side in ("read", "write") if job[side]["total_ios"]]
+    sides = [job[side] for side in _SIDES if job.get(side, {}).get("total_ios")]
     operations = sum(side["total_ios"] for side in sides)
     moved = sum(side["io_bytes"] for side in sides)
-    if not operations or moved != operations * block_size:
-        raise FioError(f"{operations} operations of {block_size} bytes moved {moved} bytes")
+    in_bounds = operations * smallest <= moved <= operations * largest
+    if not operations or not in_bounds or moved % smallest:
+        sizes = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        raise FioError(f"{operations} operations of {sizes} bytes moved {moved} bytes")
     # A verification follows its write; the two sides of a mix go on at once.
     in_turn = "verify" in report["global options"]
     spans = [side["runtime"] for side in sides]
     seconds = (sum(spans) if in_turn else max(spans)) / 1000
-    return Outcome(operations, moved, seconds, *_latencies(sides[-1]))
+    # Whoever makes each write safe waits for the sync, not for the write.
+    waited = job.get("sync", {})
+    slowest = waited if waited.get("lat_ns", {}).get("N") else sides[-1]
+    return Outcome(operations, moved, seconds, *_latencies(slowest))
 
 
 def _latencies(side: Mapping[str, Any]) -> list[float | None]:

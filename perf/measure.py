@@ -7,10 +7,11 @@ import os
 import random
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from perf import fio, metadata, proc
+from perf import fio, metadata, proc, syscalls
 from perf.cases import JOBS
 from perf.model import Case, Outcome, Sample, Target
 from perf.mounted import Hung, MountError, Served, last_line, run
@@ -29,6 +30,13 @@ CACHED_SHARE = 0.02
 """More of a file than this in the page cache, after caches were dropped and all I/O was O_DIRECT,
 and the daemon dropped the O_DIRECT."""
 
+COUNTED_S = 0.5
+COUNTED_FILES = 100
+"""How much is done while system calls are counted: seconds of fio, files at the least."""
+
+Wrap = Callable[[Sequence[str]], list[str]]
+"""Puts a command within another."""
+
 
 class SampleError(Exception):
     """The measurement failed, or is not to be believed; the message says why."""
@@ -37,8 +45,9 @@ class SampleError(Exception):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How each sample is taken: seconds of fio's ``runtime`` and of ``warmup`` before it, bytes of
-    each file in fio's notation, files in the metadata cases, the directory for everything, and
-    what replaces each daemon's own max_background."""
+    each file in fio's notation, files in the metadata cases, the directory for everything, what
+    replaces each daemon's own max_background, whether system calls are counted, and options that
+    replace those of every job file."""
 
     work: Path
     runtime: float
@@ -46,6 +55,8 @@ class Settings:
     size: str
     count: int
     max_background: int | None = None
+    syscalls: bool = False
+    changes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +77,8 @@ class Sampler:
         if case.kind == "metadata":
             metadata.prepare(case.job, source, self.settings.count)
             return
-        jobs = int(fio.job_options((JOBS / f"{case.job}.fio").read_text())["numjobs"])
-        for number in range(jobs):
-            _fill(source / f"perf.{number}", fio.parse_size(self.settings.size))
+        for number in range(int(self._options(case)["numjobs"])):
+            fill(source / f"perf.{number}", fio.parse_size(self.settings.size))
 
     def take(self, step: Step) -> Sample:
         """Mount the target afresh and measure. MountError if it cannot be mounted, SampleError if
@@ -100,6 +110,10 @@ class Sampler:
                 why = "" if ended is None else f"; daemon ended with {ended}: {served.said_last()}"
                 raise SampleError(f"{exc}{why}") from exc
 
+    def _options(self, case: Case) -> dict[str, str]:
+        text = (JOBS / f"{case.job}.fio").read_text()
+        return {**fio.job_options(text), **self.settings.changes}
+
     def _measure(self, step: Step, served: Served) -> Sample:
         if step.case.kind == "fio" and self.settings.warmup:
             self._fio(step.case, served, self.settings.warmup)
@@ -109,22 +123,45 @@ class Sampler:
             outcome = self._fio(step.case, served, self.settings.runtime)
             self._check_direct(step.case)
         else:
-            outcome = self._metadata(step.case, served)
-        cpu = rss = None
+            outcome = self._metadata(step.case, served, self.settings.count)
+        cpu = rss = calls = None
         if served.pid and served.exit_status is None:
             used = proc.cpu_seconds(served.pid) - before
             check_cpu(used, outcome)
             cpu, rss = used / outcome.operations * 1e6, proc.peak_rss(served.pid)
+            # They depend on what is done, hardly on the weather: once is enough.
+            if self.settings.syscalls and step.round == 1:
+                calls = self._count_syscalls(step.case, served, served.pid)
         return Sample(
             step.case.key, step.target.name, step.round, at, outcome.operations,
             outcome.operations / outcome.seconds, outcome.bytes / outcome.seconds,
-            outcome.p50, outcome.p99, outcome.p999, cpu, rss, served.max_background,
+            outcome.p50, outcome.p99, outcome.p999, cpu, rss, served.max_background, calls,
         )  # fmt: skip
 
-    def _fio(self, case: Case, served: Served, runtime: float) -> Outcome:
+    def _count_syscalls(self, case: Case, served: Served, pid: int) -> float:
+        """The daemon's system calls per operation, in a short sample of their own."""
+        out = self.settings.work / "syscalls.csv"
+
+        def wrap(command: Sequence[str]) -> list[str]:
+            return syscalls.counted(command, pid, out)
+
+        if case.kind == "fio":
+            outcome = self._fio(case, served, min(COUNTED_S, self.settings.runtime), wrap)
+        else:
+            files = max(COUNTED_FILES, self.settings.count // 10)
+            metadata.prepare(case.job, self.source(case.backing), files)
+            outcome = self._metadata(case, served, files, wrap)
+        count = syscalls.parse(out.read_text())
+        if count is None:
+            raise SampleError("perf stat did not count the system calls")
+        return count / outcome.operations
+
+    def _fio(self, case: Case, served: Served, runtime: float, wrap: Wrap = list) -> Outcome:
         text = (JOBS / f"{case.job}.fio").read_text()
-        options = fio.job_options(text)
-        changes = {"directory": str(served.directory), "size": self.settings.size}
+        options = self._options(case)
+        changes = {
+            **self.settings.changes, "directory": str(served.directory), "size": self.settings.size,
+        }  # fmt: skip
         timed = "runtime" in options
         if timed:
             # In seconds fio would take no fractions.
@@ -134,20 +171,19 @@ class Sampler:
             changes["size"] = min(changes["size"], options["size"], key=fio.parse_size)
         job = self.settings.work / "job.fio"
         job.write_text(fio.job_for(text, case.engine, changes))
-        command = ["fio", "--output-format=json", str(job)]
+        command = wrap(["fio", "--output-format=json", str(job)])
         done = run(command, GRACE_S + runtime, served.abort)
         if done.returncode:
             said = last_line(done.stderr or done.stdout)
             raise fio.FioError(f"fio ended with status {done.returncode}: {said}")
-        outcome = fio.parse_result(done.stdout.decode(), fio.parse_size(options["bs"]))
+        outcome = fio.parse_result(done.stdout.decode(), *fio.block_sizes(options))
         if timed and outcome.seconds < runtime / 2:
             raise fio.FioError(f"fio worked {outcome.seconds:.2f} of {runtime:.2f} s")
         return outcome
 
     def _check_direct(self, case: Case) -> None:
         # A tmpfs has no other place for a file than the page cache.
-        direct = fio.job_options((JOBS / f"{case.job}.fio").read_text()).get("direct") == "1"
-        if case.backing == "tmpfs" or not direct:
+        if case.backing == "tmpfs" or self._options(case).get("direct") != "1":
             return
         for path in self.source(case.backing).glob("perf.*"):
             if proc.resident(path) > CACHED_SHARE * path.stat().st_size:
@@ -155,12 +191,12 @@ class Sampler:
                     "O_DIRECT did not reach the disk: the source's files are in the page cache"
                 )
 
-    def _metadata(self, case: Case, served: Served) -> Outcome:
+    def _metadata(self, case: Case, served: Served, count: int, wrap: Wrap = list) -> Outcome:
         command = [
-            sys.executable, "-m", "perf.metadata", "--prepared", "--count",
-            str(self.settings.count), str(served.directory), case.job,
+            sys.executable, "-m", "perf.metadata", "--prepared", "--count", str(count),
+            str(served.directory), case.job,
         ]  # fmt: skip
-        done = run(command, 10 * GRACE_S, served.abort, cwd=ROOT)
+        done = run(wrap(command), 10 * GRACE_S, served.abort, cwd=ROOT)
         if done.returncode:
             raise SampleError(f"{case.job} failed: {last_line(done.stderr)}")
         found = json.loads(done.stdout)
@@ -198,7 +234,8 @@ def check_cpu(used: float, outcome: Outcome) -> None:
         )
 
 
-def _fill(path: Path, size: int) -> None:
+def fill(path: Path, size: int) -> None:
+    """A file of random bytes, on the disk; left alone if there is one of that size."""
     if path.exists() and path.stat().st_size == size:
         return
     block = random.randbytes(1 << 20)

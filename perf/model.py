@@ -19,8 +19,8 @@ NATIVE = "native"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One piece of work on one backing. ``job`` is a file of ``jobs/`` or an operation of
-    ``metadata.py``; ``engine`` is fio's I/O engine, empty for metadata."""
+    """One piece of work on one backing. ``job`` is a file of ``jobs/``, a work of
+    ``metadata.py`` or one of ``ring/``; ``engine`` is fio's I/O engine, else empty."""
 
     kind: str
     job: str
@@ -84,7 +84,8 @@ class Sample:
     """One measurement. ``rate`` is operations per second, ``bandwidth`` bytes per second, ``cpu``
     the daemon's CPU microseconds per operation, ``peak_rss`` its bytes of memory at most
     (``VmHWM``), ``max_background`` the asynchronous requests that the kernel let it have at once;
-    these three are None for the native target. ``at`` is seconds since the epoch."""
+    these three are None for the native target. ``at`` is seconds since the epoch. ``syscalls`` are
+    those of the daemon per operation, None where they were not counted."""
 
     case: str
     target: str
@@ -99,6 +100,18 @@ class Sample:
     cpu: float | None
     peak_rss: int | None
     max_background: int | None
+    syscalls: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a curve: what a target did at that size or depth. The keys of ``values`` name
+    their unit."""
+
+    curve: str
+    target: str
+    count: int
+    values: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     pruned: list[Fault] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     complete: bool = False
     schema: int = SCHEMA
 
@@ -140,9 +154,11 @@ class Run:
             raise ValueError(f"{path} is not a run of schema {SCHEMA}")
         lists: dict[str, type[Any]] = {
             "cases": Case, "targets": Target, "samples": Sample, "faults": Fault, "pruned": Fault,
+            "points": Point,
         }  # fmt: skip
         for name, kind in lists.items():
-            data[name] = [kind(**row) for row in data[name]]
+            # Runs from before there were points have none.
+            data[name] = [kind(**row) for row in data.get(name, [])]
         data["targets"] = [
             dataclasses.replace(target, command=tuple(target.command)) for target in data["targets"]
         ]

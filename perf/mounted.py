@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -31,7 +32,8 @@ def run(
     """Run a command that touches a mount. Whatever happens, it is gone afterwards: where a signal
     does not end it, since it waits in the kernel for a daemon's answer, ``rescue`` must.
 
-    It has a session of its own, so that Ctrl-C reaches the harness only.
+    It has a session of its own, so that Ctrl-C reaches the harness only, and it is killed with all
+    that it started.
     """
     child = subprocess.Popen(
         argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -40,7 +42,7 @@ def run(
     try:
         out, err = child.communicate(timeout=timeout)
     except BaseException as exc:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)
         try:
             child.communicate(timeout=STOP_S)
         except subprocess.TimeoutExpired:

@@ -8,10 +8,9 @@ from statistics import median
 
 from perf.cases import Goal, goals_of
 from perf.model import NATIVE, Case, Run, Sample
-from perf.stats import Interval, ratio
-from perf.targets import OURS
+from perf.stats import FEWEST_ROUNDS, Interval, pairs, ratio
+from perf.targets import OURS, RING
 
-FEWEST_ROUNDS = 3
 METRICS = {"rate": "speed", "cpu": "CPU"}
 
 
@@ -34,6 +33,10 @@ class Figures:
         """Whether there is any sample of a target."""
         return any(name == target for _case, name in self._samples)
 
+    def mine(self) -> str:
+        """What is held against all others: the first of uringfs' targets that there is."""
+        return next((name for name in (*OURS, RING) if self.has(name)), OURS[0])
+
     def groups(self) -> list[str]:
         """All groups, in the order of the targets."""
         return list(self._groups)
@@ -53,10 +56,15 @@ class Figures:
         return median(known) if known else None
 
     def ratio(self, case: Case, metric: str, ours: str, theirs: str) -> Interval | None:
-        """Ours over theirs."""
-        return ratio(self._by_round(case, ours, metric), self._by_round(case, theirs, metric))
+        """Ours over theirs; None if they share no round."""
+        return ratio(self.by_round(case, ours, metric), self.by_round(case, theirs, metric))
 
-    def _by_round(self, case: Case, target: str, metric: str) -> dict[int, float]:
+    def shares(self, case: Case, metric: str, ours: str, theirs: str) -> list[float]:
+        """Ours over theirs in each round that both have."""
+        return pairs(self.by_round(case, ours, metric), self.by_round(case, theirs, metric))
+
+    def by_round(self, case: Case, target: str, metric: str) -> dict[int, float]:
+        """A metric, by round."""
         values = {sample.round: getattr(sample, metric) for sample in self.of(case, target)}
         return {number: value for number, value in values.items() if value is not None}
 
@@ -94,7 +102,7 @@ def verdicts(run: Run) -> list[Verdict]:
     """Every goal that the samples can answer; and for each case, goal or not, the speed of
     uringfs (the first of its targets that there is) against all others."""
     figures = Figures(run)
-    mine = next((name for name in OURS if figures.has(name)), OURS[0])
+    mine = figures.mine()
     found = []
     for case in run.cases:
         rows: list[tuple[str, str, str, Goal | None]] = [
@@ -114,10 +122,30 @@ def verdicts(run: Run) -> list[Verdict]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report: a title, lines of text, and a table; any of them may be empty."""
+
+    title: str
+    lines: Sequence[str] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+def sections(run: Run) -> list[Section]:
+    """The report, before it is Markdown or HTML."""
+    parts = [_head(run), _ratios(run), _figures(run), *_curves(run), _missing(run)]
+    return [part for part in parts if part.lines or part.rows]
+
+
 def markdown(run: Run) -> str:
     """The report."""
-    parts = [_head(run), _ratios(run), _figures(run), _missing(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = []
+    for section in sections(run):
+        parts += [f"## {section.title}"] if section.title else []
+        parts += ["\n\n".join(section.lines)] if section.lines else []
+        parts += [table(section.head, section.rows)] if section.rows else []
+    return "\n\n".join(parts) + "\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -126,7 +154,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _head(run: Run) -> str:
+def _head(run: Run) -> Section:
     done = max((sample.round for sample in run.samples), default=0)
     state = "" if run.complete else " (ended early)"
     facts = "; ".join(f"{name} {value}" for name, value in run.machine.items())
@@ -137,10 +165,10 @@ def _head(run: Run) -> str:
         f"Rounds: {done}{state}.", f"Machine: {facts}.", f"Options: {options}.",
         f"max_background in force: {background or 'none'}.",
     ]  # fmt: skip
-    return "\n\n".join(lines)
+    return Section("", lines)
 
 
-def _ratios(run: Run) -> str:
+def _ratios(run: Run) -> Section:
     rows = [
         [
             verdict.case.key,
@@ -153,46 +181,63 @@ def _ratios(run: Run) -> str:
         ]
         for verdict in verdicts(run)
     ]
-    if not rows:
-        return ""
-    head = ("case", "of", "which", "ratio", "95 % interval", "goal", "")
-    return "## Ratios\n\n" + table(head, rows)
+    return Section(
+        "Ratios", (), ("case", "of", "which", "ratio", "95 % interval", "goal", ""), rows
+    )
 
 
 def _goal(goal: Goal | None) -> str:
     return f"{'≤' if goal.at_most else '≥'} {goal.bound:g}" if goal else ""
 
 
-def _figures(run: Run) -> str:
+_COLUMNS: tuple[tuple[str, str, float], ...] = (
+    ("rate", "op/s", 1.0), ("bandwidth", "MB/s", 1e-6), ("p50", "p50 µs", 1.0),
+    ("p99", "p99 µs", 1.0), ("p999", "p99.9 µs", 1.0), ("cpu", "CPU µs/op", 1.0),
+    ("syscalls", "calls/op", 1.0), ("peak_rss", "MB", 1e-6),
+)  # fmt: skip
+
+
+def _figures(run: Run) -> Section:
     figures = Figures(run)
     rows = [
         [
             case.key,
             target.name,
-            _number(figures.median(case, target.name, "rate")),
-            _number(figures.median(case, target.name, "bandwidth"), 1e-6),
-            *(_number(figures.median(case, target.name, name)) for name in ("p50", "p99", "p999")),
-            _number(figures.median(case, target.name, "cpu")),
-            _number(figures.median(case, target.name, "peak_rss"), 1e-6),
+            *(
+                number(figures.median(case, target.name, metric), scale)
+                for metric, _title, scale in _COLUMNS
+            ),
         ]
         for case in run.cases
         for target in run.targets
         if figures.of(case, target.name)
     ]
-    if not rows:
-        return ""
-    head = ("case", "target", "op/s", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/op", "MB")
-    return "## Medians\n\n" + table(head, rows)
+    head = ("case", "target", *(title for _metric, title, _scale in _COLUMNS))
+    return Section("Medians", (), head, rows)
 
 
-def _number(value: float | None, scale: float = 1.0) -> str:
+def number(value: float | None, scale: float = 1.0) -> str:
+    """A figure as the reader wants it: three digits or so; nothing for None."""
     if value is None:
         return ""
     scaled = value * scale
-    return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.1f}"
+    return f"{scaled:,.0f}" if scaled >= 100 or not scaled else f"{scaled:#.3g}"
 
 
-def _missing(run: Run) -> str:
+def _curves(run: Run) -> list[Section]:
+    parts = []
+    for curve in dict.fromkeys(point.curve for point in run.points):
+        points = [point for point in run.points if point.curve == curve]
+        names = list(dict.fromkeys(name for point in points for name in point.values))
+        rows = [
+            [f"{point.count:,}", point.target, *(number(point.values.get(name)) for name in names)]
+            for point in points
+        ]
+        parts.append(Section(f"Curve: {curve}", (), (curve, "target", *names), rows))
+    return parts
+
+
+def _missing(run: Run) -> Section:
     rounds: dict[tuple[str, str, str], list[str]] = {}
     for fault in run.faults:
         rounds.setdefault((fault.target, fault.case, fault.reason), []).append(str(fault.round))
@@ -202,6 +247,7 @@ def _missing(run: Run) -> str:
     ]
     if run.pruned:
         lines.append(f"- {len(run.pruned)} times a variant was dropped after round 1, as slower")
-    if not any(target.name == NATIVE for target in run.targets):
+    served = any(target.command for target in run.targets)
+    if served and not any(target.name == NATIVE for target in run.targets):
         lines.append("- the backing file system itself was not measured")
-    return "## What is missing\n\n" + "\n".join(lines) if lines else ""
+    return Section("What is missing", ["\n".join(lines)] if lines else [])

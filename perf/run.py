@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from perf import fio, proc
+from perf import fio, proc, syscalls
 from perf.measure import SampleError, Sampler
 from perf.model import Case, Fault, Run, Target
 from perf.mounted import MountError, tmpfs
@@ -133,6 +133,10 @@ def measure(
     """Run it all; KeyboardInterrupt comes through once nothing is mounted any more."""
     work = sampler.settings.work
     run = Run(proc.machine(work), options, cases, targets)
+    refused = None if sampler.settings.syscalls else syscalls.why_not() or "not asked for"
+    run.machine["system calls"] = f"not counted: {refused}" if refused else "counted"
+    names = ", ".join(target.name for target in targets)
+    print(f"perf: {len(cases)} cases, {rounds} rounds, on {names}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         run.machine["alone"] = stack.enter_context(alone())
         if any(case.backing == "tmpfs" for case in cases):

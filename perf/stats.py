@@ -9,6 +9,8 @@ from statistics import median
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+FEWEST_ROUNDS = 3
+"""Fewer make no interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,37 @@ def bootstrap(values: Sequence[float]) -> Interval:
     The random numbers are always the same, so a report made twice says the same thing.
     """
     dice = random.Random(0)
-    resampled = sorted(median(dice.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    resampled = [median(dice.choices(values, k=len(values))) for _ in range(RESAMPLES)]
+    return _interval(median(values), resampled, len(values))
+
+
+def quotient(new: Sequence[float], old: Sequence[float]) -> Interval:
+    """The median of the one over that of the other, which were not measured together, with its
+    percentile-bootstrap interval; the fewer rounds of the two count."""
+    dice = random.Random(0)
+    resampled = [
+        median(dice.choices(new, k=len(new))) / median(dice.choices(old, k=len(old)))
+        for _ in range(RESAMPLES)
+    ]
+    return _interval(median(new) / median(old), resampled, min(len(new), len(old)))
+
+
+def _interval(value: float, resampled: Sequence[float], rounds: int) -> Interval:
+    ordered = sorted(resampled)
     tail = (1 - CONFIDENCE) / 2
-    return Interval(
-        median(values), percentile(resampled, tail), percentile(resampled, 1 - tail), len(values)
-    )
+    return Interval(value, percentile(ordered, tail), percentile(ordered, 1 - tail), rounds)
 
 
-def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
-    """Ours over theirs, both by round; None if they share no round.
+def pairs(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Ours over theirs, both by round, in each round that both have.
 
     A round is the pair: within it the two were measured within seconds, so that a machine that is
     slow for some minutes slows both, and drops out of their quotient.
     """
-    pairs = [ours[each] / theirs[each] for each in sorted(ours) if theirs.get(each)]
-    return bootstrap(pairs) if pairs else None
+    return [ours[each] / theirs[each] for each in sorted(ours) if theirs.get(each)]
+
+
+def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+    """The median of the pairs; None if there are none."""
+    found = pairs(ours, theirs)
+    return bootstrap(found) if found else None

@@ -94,7 +94,7 @@ def test_the_report_shows_ratios_figures_and_what_is_missing() -> None:
     assert f"- native: {CASE.key}, round 1, 2: full disk" in text
     assert "dropped after round 1" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {8, 10}
+    assert {line.count("|") for line in tables} == {8, 11}
 
 
 def test_a_run_without_samples_can_be_reported() -> None:

@@ -41,8 +41,12 @@ def test_smoke(work: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "smoke: 15 of 15 samples" in done.stderr
+    assert "smoke: 24 of 24 samples" in done.stderr
     assert "| untar@tmpfs | pyfuse3-async |" in done.stdout
+    assert "| bigfile-4k-qd8@disk | ring |" in done.stdout
+    assert "| 4 | native |" in done.stdout
+    assert "with fewer than 3 rounds" in done.stdout
+    assert "smoke.html" in done.stdout
 
 
 def test_a_target_that_fails_is_left_out_and_said_so(work: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf.stats import bootstrap, percentile, ratio
+from perf.stats import bootstrap, percentile, quotient, ratio
 
 POSITIVE = st.floats(min_value=1e-3, max_value=1e9)
 
@@ -52,3 +52,18 @@ def test_no_round_in_common_or_nothing_to_divide_by_gives_no_ratio() -> None:
 @pytest.mark.parametrize(("share", "value"), [(0.0, 0), (0.5, 50), (0.99, 99), (1.0, 99)])
 def test_percentile(share: float, value: int) -> None:
     assert percentile(range(100), share) == value
+
+
+@given(st.lists(POSITIVE, min_size=1, max_size=9), st.floats(0.1, 10))
+def test_a_quotient_lies_within_what_the_rounds_allow(values: list[float], factor: float) -> None:
+    new = [value * factor for value in values]
+    found = quotient(new, values)
+    assert math.isclose(found.value, factor, rel_tol=1e-9)
+    assert min(new) / max(values) * 0.999 <= found.low <= found.high
+    assert found.high <= max(new) / min(values) * 1.001
+    assert found.rounds == len(values)
+
+
+def test_a_quotient_does_not_pair_the_rounds() -> None:
+    assert quotient([2.0, 4.0, 6.0, 8.0], [1.0, 2.0, 3.0]).rounds == 3
+    assert quotient([6.0, 4.0, 2.0], [1.0, 2.0, 3.0]).high == 6.0
