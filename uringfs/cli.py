@@ -8,17 +8,28 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from uringfs import __version__
-from uringfs.config import OPTIONS, SECTIONS, ConfigError, Option, build, parse, parse_o
+from uringfs.config import (
+    OPTIONS,
+    SECTIONS,
+    SERVE_OPTIONS,
+    ConfigError,
+    Option,
+    VhostConfig,
+    build,
+    build_serve,
+    parse,
+    parse_o,
+)
 from uringfs.control import ask, socket_path
 from uringfs.daemon import detach
 from uringfs.errors import Exit, UserError
 from uringfs.fuse.mounts import FSTYPE, is_dead, mount_at, resolve, unmount
-from uringfs.preflight import check, check_several
+from uringfs.preflight import check, check_several, check_source
 from uringfs.sources import FORM, PER_SOURCE, absolute, parse_sources
 
 EPILOG = """\
@@ -63,6 +74,7 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     parser.add_argument("--version", action="version", version=f"uringfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_mount(commands, several=any(re.match("--mount(=|$)", word) for word in words))
+    _add_serve(commands)
     _add_umount(commands)
     _add_ctl(commands)
     return parser
@@ -92,16 +104,22 @@ def _add_mount(commands: Any, *, several: bool) -> None:
         f"options: {', '.join(PER_SOURCE)}",
     )  # fmt: skip
     mount.add_argument("--daemon", action="store_true", help="return once the mount is live")
-    for section in SECTIONS:
-        group = mount.add_argument_group((section.__doc__ or "").partition(".")[0])
-        for row in OPTIONS.values():
-            if row.section is section:
-                _add_option(group, row)
+    _add_options(mount, SECTIONS, OPTIONS)
     mount.set_defaults(run=_mount, source="uringfs")
 
 
+def _add_options(
+    parser: argparse.ArgumentParser, sections: Sequence[type], rows: Mapping[str, Option]
+) -> None:
+    for section in sections:
+        group = parser.add_argument_group((section.__doc__ or "").partition(".")[0])
+        for row in rows.values():
+            if row.section is section:
+                _add_option(group, row)
+
+
 def _add_option(group: argparse._ArgumentGroup, row: Option) -> None:
-    default = "" if row.default is None else f" [{_shown(row)}]"
+    default = "" if row.default in (None, ()) else f" [{_shown(row)}]"
     names = [row.flag, *("--" + alias for alias in row.aliases)]
     if not row.is_switch:
         group.add_argument(
@@ -124,18 +142,15 @@ def _add_option(group: argparse._ArgumentGroup, row: Option) -> None:
 def _shown(row: Option) -> str:
     if row.is_switch:
         return "on" if row.default else "off"
+    if row.many:
+        return ",".join(row.default)
     return str(getattr(row.default, "value", row.default))
 
 
 def _mount(args: argparse.Namespace) -> None:
     from uringfs.server import Server
 
-    values = parse_o(args.fstab)
-    for row in OPTIONS.values():
-        if hasattr(args, row.name):
-            given = getattr(args, row.name)
-            given = ",".join(given) if row.many else given
-            values[row.name] = given if row.is_switch else parse(row, given)
+    values = parse_o(args.fstab) | _given(args, OPTIONS)
     _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
     config, mount, server = build(values, source=args.source)
     sources = parse_sources(args.sources, config, mount)
@@ -146,6 +161,49 @@ def _mount(args: argparse.Namespace) -> None:
         source, mountpoint = check(args.source, args.mountpoint, mount)
     detached = detach() if args.daemon else None
     Server(source, mountpoint, config, mount, server, detached, sources).run()
+
+
+def _given(args: argparse.Namespace, rows: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of the flags that were given."""
+    values = {}
+    for row in rows.values():
+        if hasattr(args, row.name):
+            given = getattr(args, row.name)
+            given = ",".join(given) if row.many else given
+            values[row.name] = given if row.is_switch else parse(row, given)
+    return values
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve directories to virtual machines (vhost-user-fs)",
+        description="Listen for the front-ends of virtual machines, whose guests mount the "
+        "directories by their tags (virtio-fs), in the foreground; Ctrl-C ends it. docs/vm.md "
+        "has the command lines of virtual machines.",
+        epilog=EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    serve.add_argument(
+        "--print-capabilities", action="store_true", help="print what it can, as JSON, and exit"
+    )
+    _add_options(serve, (VhostConfig, *SECTIONS), SERVE_OPTIONS)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from uringfs.vhost_server import CAPABILITIES, VhostServer
+
+    if args.print_capabilities:
+        print(json.dumps(CAPABILITIES, indent=2))
+        return
+    values = _given(args, SERVE_OPTIONS)
+    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
+    vhost, configs, mount, server = build_serve(values)
+    for config in configs:
+        check_source(config.root_dir)
+    VhostServer(vhost, configs, mount, server).run()
 
 
 def _set_up_logging(level: str, file: str | None) -> None:

@@ -25,6 +25,10 @@ MAX_TIMEOUT = 2**32 - 1
 """Longest cache time in seconds that is taken; about 136 years."""
 
 
+TAG_SIZE = 36
+"""Bytes of the name that a guest mounts a share by (virtio 1.2, 5.11.4)."""
+
+
 class ConfigError(ValueError):
     """A bad option; the message names the option, the value and what would be right."""
 
@@ -130,6 +134,10 @@ def _word(text: str) -> str:
     return text
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(map(_word, text.split(",")))
+
+
 def _rules(parser: Callable[[str], object]) -> Callable[[str], str]:
     """A text for ``parser``, which tells a wrong one by ValueError."""
 
@@ -159,8 +167,8 @@ def _option(
     )
 
 
-def _switch(default: bool | None, help: str) -> Any:
-    return _option(default, _bool, "", help)
+def _switch(default: bool | None, help: str, *alias: str) -> Any:
+    return _option(default, _bool, "", help, *alias)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +267,7 @@ class Config:
 class MountConfig:
     """How the tree is mounted, and what the kernel is told of it."""
 
-    ro: bool = _switch(False, "mount read-only; the server refuses changes, too")
+    ro: bool = _switch(False, "mount read-only; the server refuses changes, too", "readonly")
     allow_other: bool = _switch(False, "let users other than the one who mounts in")
     default_permissions: bool = _switch(
         True, "let the kernel check permissions; without it every user acts as the server"
@@ -322,6 +330,35 @@ class ServerConfig:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VhostConfig:
+    """Sockets and shares, for `uringfs serve`. What is repeated belongs together in order."""
+
+    socket_path: tuple[str, ...] = _option(
+        (), _words, "PATH", "listen there for a front-end; repeat it for several guests", many=True
+    )
+    fd: int | None = _option(
+        None, _integer(0, 2**31 - 1), "FD", "take this open socket instead, which listens already"
+    )
+    shared_dir: tuple[str, ...] = _option(
+        (),
+        _words,
+        "DIR",
+        "what guests see: one directory for all, or one for each socket",
+        many=True,
+    )
+    tag: tuple[str, ...] = _option(
+        ("uringfs",), _words, "TAG", "the name guests mount it by: one for all, or one for each",
+        many=True,
+    )  # fmt: skip
+    num_request_queues: int = _option(
+        1, _integer(1, 63), "N", "queues offered to guests whose front-end asks for their number"
+    )
+    socket_group: str | None = _option(
+        None, _word, "GROUP", "let that group connect; else only the server's own user may"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One row of the table."""
@@ -359,6 +396,16 @@ def _rows(section: type[Any]) -> Iterator[Option]:
 
 SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)
 OPTIONS: Mapping[str, Option] = {row.name: row for section in SECTIONS for row in _rows(section)}
+_OF_A_SHARE = ("ro", "noatime", "max_background")
+SERVE_OPTIONS: Mapping[str, Option] = {
+    **{row.name: row for row in _rows(VhostConfig)},
+    **{
+        name: row
+        for name, row in OPTIONS.items()
+        if (row.section is not MountConfig or name in _OF_A_SHARE) and name != "session"
+    },
+}
+"""Those of `uringfs serve`."""
 _BY_ALIAS = {alias: row for row in OPTIONS.values() for alias in row.aliases}
 
 _FSTAB_WORDS = "defaults async relatime auto noauto user nouser users nofail _netdev"
@@ -458,3 +505,27 @@ def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfi
         MountConfig(**given[MountConfig]),
         ServerConfig(**given[ServerConfig]),
     )
+
+
+def build_serve(
+    values: Mapping[str, Any],
+) -> tuple[VhostConfig, list[Config], MountConfig, ServerConfig]:
+    """The same for `uringfs serve`: a Config for each socket. ConfigError if they do not fit."""
+    names = {row.name for row in _rows(VhostConfig)}
+    vhost = VhostConfig(**{name: value for name, value in values.items() if name in names})
+    sockets = len(vhost.socket_path) + (vhost.fd is not None)
+    if not sockets:
+        raise ConfigError("socket_path or fd is needed: where does the front-end connect?")
+    if not vhost.shared_dir:
+        raise ConfigError("shared_dir is needed: what are guests to see?")
+    for name in ("shared_dir", "tag"):
+        count = len(getattr(vhost, name))
+        if count not in (1, sockets):
+            raise ConfigError(f"{name}: there are {count} for {sockets} sockets")
+    for tag in vhost.tag:
+        if len(os.fsencode(tag)) > TAG_SIZE:
+            raise ConfigError(f"tag {tag!r}: longer than {TAG_SIZE} bytes")
+    rest = {name: value for name, value in values.items() if name not in names}
+    built = [build(rest, source=each) for each in vhost.shared_dir]
+    configs = [config for config, _, _ in built]
+    return vhost, configs if len(configs) > 1 else configs * sockets, *built[0][1:]

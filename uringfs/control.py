@@ -62,7 +62,7 @@ class ControlServer:
             directory.mkdir(mode=0o700, exist_ok=True)
             if directory.stat().st_uid not in (0, os.geteuid()):
                 raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
-        if _is_left_behind(self.path):
+        if is_left_behind(self.path):
             self.path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         umask = os.umask(0o177)
@@ -107,7 +107,7 @@ class ControlServer:
             return {"ok": False, "error": f"not a request; commands are {known}"}
 
 
-def _is_left_behind(path: Path) -> bool:
+def is_left_behind(path: Path) -> bool:
     """Whether a socket is there that nobody listens on: anything else is not ours to remove."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

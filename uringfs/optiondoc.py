@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uringfs.config import OPTIONS, SECTIONS, Option
+from uringfs.config import OPTIONS, SECTIONS, SERVE_OPTIONS, Option, VhostConfig
 from uringfs.errors import Exit
 from uringfs.sources import option_table
 
@@ -70,13 +70,16 @@ working directory do not count as open files: they see on what they saw.
 """
 
 
+_ALL = {**OPTIONS, **SERVE_OPTIONS}
+
+
 def markdown() -> str:
     """The whole page."""
     lines = [_HEAD]
-    for section in SECTIONS:
+    for section in (*SECTIONS, VhostConfig):
         title = (section.__doc__ or "").partition(".")[0]
         lines += [f"## {title}\n", "| option | value | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(row) for row in OPTIONS.values() if row.section is section]
+        lines += [_row(row) for row in _ALL.values() if row.section is section]
         lines.append("")
     lines += [_SOURCES + "\n".join(f"| `{name}` | {text} |" for name, text in option_table()), ""]
     exits = "\n".join(f"| {status.value} | {meaning} |" for status, meaning in _EXITS.items())
@@ -89,10 +92,12 @@ def _row(row: Option) -> str:
 
 
 def _default(row: Option) -> str:
-    if row.default in (None, ""):
+    if row.default in (None, "", ()):
         return ""
     if row.is_switch:
         return "on" if row.default else "off"
+    if row.many:
+        return ",".join(row.default)
     return str(getattr(row.default, "value", row.default))
 
 

@@ -20,7 +20,7 @@ CAP_SYS_ADMIN = 1 << 21
 
 def check(source: str, mountpoint: str, mount: MountConfig) -> tuple[str, str]:
     """The source and the mount point as absolute paths; UserError for what cannot work."""
-    _check_source(source)
+    check_source(source)
     if mountpoint.startswith("/dev/fd/"):
         return os.path.realpath(source), mountpoint  # mounted already, by whoever opened it
     _check_mountpoint(mountpoint, nonempty=mount.nonempty)
@@ -39,7 +39,7 @@ def check_several(sources: Iterable[str], mountpoint: str, mount: MountConfig) -
 def check_another(source: str, mountpoint: str) -> None:
     """The same for one more source of a mount that is live."""
     _check_outside(source, mountpoint)
-    _check_source(source)
+    check_source(source)
     _check_apart(source, mountpoint)
 
 
@@ -49,7 +49,8 @@ def _check_outside(source: str, mountpoint: str) -> None:
         raise UserError(Exit.SOURCE, f"source {source}: lies inside the mount point {mountpoint}")
 
 
-def _check_source(source: str) -> None:
+def check_source(source: str) -> None:
+    """UserError for what cannot be mirrored."""
     try:
         mode = os.stat(source).st_mode
     except OSError as exc:

@@ -241,17 +241,20 @@ class Server:
     def _async_io(self, value: str | None) -> Mapping[str, Any]:
         if value == "on":
             self._need_ring()
-            self._fs.io = self._back_end(True)
+            self._use(self._back_end(True))
             self._join_ring()
             self._session.set_async(True)
         elif value == "off":
-            self._fs.io = self._back_end(False)
+            self._use(self._back_end(False))
             self._session.set_async(False)
         elif value not in ("status", None):
             raise UserError(Exit.USAGE, f"async-io takes on, off or status, not {value!r}")
         if value in ("on", "off"):
             log.info("async-io switched %s: %s", value, self._fs.io.name)
         return {"async_io": "on" if self._is_async else "off", "io": self._fs.io.name}
+
+    def _use(self, io: FileIO) -> None:
+        self._fs.io = io
 
     @property
     def _is_async(self) -> bool:

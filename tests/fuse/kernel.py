@@ -59,7 +59,27 @@ def message(
     return header + body
 
 
-class Connection:
+class Client:
+    """Who can ask for files."""
+
+    def ask(self, opcode: Opcode, *parts: bytes, **header: Any) -> Answer:
+        """Send a well-formed message that is to be answered."""
+        raise NotImplementedError
+
+    def lookup(self, name: bytes, parent: int = 1) -> int:
+        """The node id of a name."""
+        error, body = self.ask(Opcode.LOOKUP, name + b"\0", nodeid=parent)
+        assert error == 0, os.strerror(error)
+        return int(abi.ENTRY_OUT.unpack_from(body)[0])
+
+    def open(self, nodeid: int, flags: int = os.O_RDWR) -> int:
+        """A file handle."""
+        error, body = self.ask(Opcode.OPEN, abi.OPEN_IN.pack(flags, 0), nodeid=nodeid)
+        assert error == 0, os.strerror(error)
+        return int(abi.OPEN_OUT.unpack(body)[0])
+
+
+class Connection(Client):
     """A dispatcher on a real directory, and an event loop for it."""
 
     def __init__(
@@ -103,7 +123,6 @@ class Connection:
         return b"".join(reply) if reply else None
 
     def ask(self, opcode: Opcode, *parts: bytes, **header: Any) -> Answer:
-        """Send a well-formed message that is to be answered."""
         data = message(opcode, *parts, **header)
         reply = self.runner.run(self.send(data))
         assert reply is not None, f"{opcode.name} was not answered"
@@ -112,18 +131,6 @@ class Connection:
     def tell(self, opcode: Opcode, *parts: bytes, **header: Any) -> None:
         """Send a well-formed message that is not to be answered."""
         assert self.runner.run(self.send(message(opcode, *parts, **header))) is None
-
-    def lookup(self, name: bytes, parent: int = 1) -> int:
-        """The node id of a name."""
-        error, body = self.ask(Opcode.LOOKUP, name + b"\0", nodeid=parent)
-        assert error == 0, os.strerror(error)
-        return int(abi.ENTRY_OUT.unpack_from(body)[0])
-
-    def open(self, nodeid: int, flags: int = os.O_RDWR) -> int:
-        """A file handle."""
-        error, body = self.ask(Opcode.OPEN, abi.OPEN_IN.pack(flags, 0), nodeid=nodeid)
-        assert error == 0, os.strerror(error)
-        return int(abi.OPEN_OUT.unpack(body)[0])
 
 
 def parse(reply: bytes, unique: int) -> Answer:

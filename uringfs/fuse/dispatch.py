@@ -106,11 +106,15 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             loop.call_later(INTERRUPT_GRACE_S, self.interrupt_elsewhere, unique)
 
-    async def close(self, grace: float) -> None:
-        """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""
+    def interrupt_waiting(self) -> None:
+        """Have all that may wait for ever answer EINTR."""
         for task, operation in self._waiting.values():
             if operation.waits:
                 task.cancel()
+
+    async def close(self, grace: float) -> None:
+        """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""
+        self.interrupt_waiting()
         if self._waiting:
             await asyncio.wait([task for task, _ in self._waiting.values()], timeout=grace)
         for task, _ in self._waiting.values():

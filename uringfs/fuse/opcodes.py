@@ -211,7 +211,7 @@ def _read(
     flags: int,
 ) -> Any:  # fmt: skip
     _check_offset(offset)
-    return d.fs.read(r.nodeid, fh, _room(r, size), offset, flags)
+    return d.fs.read(r.nodeid, fh, _space(r, size), offset, flags)
 
 
 def _check_offset(offset: int) -> None:
@@ -220,10 +220,11 @@ def _check_offset(offset: int) -> None:
         raise _error(errno.EINVAL)
 
 
-def _room(request: Request, size: int) -> Buffers:
-    if size > len(request.room):
+def _space(request: Request, size: int) -> Buffers:
+    space = request.space(size)
+    if space is None:
         raise _error(errno.EINVAL)
-    return (request.room[:size],)
+    return space
 
 
 def _write(
@@ -231,10 +232,11 @@ def _write(
     flags: int, data: memoryview,
 ) -> Any:  # fmt: skip
     _check_offset(offset)
-    if size != len(data):
+    buffers = r.brought(data)
+    if size != sum(map(len, buffers)):
         raise _error(errno.EINVAL)
     return d.fs.write(
-        r.nodeid, fh, (data,), offset, flags,
+        r.nodeid, fh, buffers, offset, flags,
         bool(write_flags & abi.FUSE_WRITE_KILL_SUIDGID), bool(write_flags & abi.FUSE_WRITE_CACHE),
     )  # fmt: skip
 
@@ -301,7 +303,7 @@ def _opendir(d: Dispatcher, r: Request, flags: int, _open_flags: int) -> Any:
 async def _readdir(
     d: Dispatcher, r: Request, fh: int, offset: int, size: int, *_ignored: int
 ) -> bytes:
-    _room(r, size)
+    _space(r, size)
     left = size
     packed = []
     dirents = await d.fs.readdir(r.nodeid, fh, offset, max(size, LARGEST_DIRENT))
@@ -325,7 +327,7 @@ async def _readdirplus(
     A node id of 0 says that there is no lookup in an entry: of "." and "..", and of what has
     gone meanwhile.
     """
-    _room(r, size)
+    _space(r, size)
     left = size
     packed: list[bytes] = []
     # An entry takes about five times here what it takes in getdents64, which would read in vain.
@@ -378,7 +380,8 @@ def _ioctl(
     d: Dispatcher, r: Request, fh: int, flags: int, cmd: int, _arg: int, in_size: int,
     out_size: int, data: memoryview,
 ) -> Any:  # fmt: skip
-    if in_size != len(data) or out_size > len(r.room):
+    _space(r, out_size)
+    if in_size != len(data):
         raise _error(errno.EINVAL)
     return d.fs.ioctl(r.nodeid, fh, cmd, bytes(data), out_size)
 

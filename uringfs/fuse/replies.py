@@ -87,7 +87,7 @@ def created(_dispatcher: Dispatcher, request: Request, value: tuple[Entry, Opene
 
 
 def read(_dispatcher: Dispatcher, request: Request, count: int) -> Reply:
-    return abi.OUT_HEADER.pack(_HEADER + count, 0, request.unique), request.room[:count]
+    return abi.OUT_HEADER.pack(_HEADER + count, 0, request.unique), *request.filled(count)
 
 
 def statfs(dispatcher: Dispatcher, request: Request, st: os.statvfs_result) -> Reply:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from uringfs.fs.types import Buffers
+
 Reply = Sequence[bytes | memoryview]
 """A reply's buffers in order, the header first; empty where none is due."""
 
@@ -34,6 +36,18 @@ class Request:
         self.room = room
         self.groups: tuple[int, ...] | None = None
         self.security: SecurityContexts = ()
+
+    def space(self, size: int) -> Buffers | None:
+        """Memory for ``size`` bytes that a READ reads; None if there is less."""
+        return (self.room[:size],) if size <= len(self.room) else None
+
+    def filled(self, count: int) -> Buffers:
+        """The first ``count`` bytes of ``space``, for the reply; nothing if they are there."""
+        return (self.room[:count],)
+
+    def brought(self, data: memoryview) -> Buffers:
+        """What a WRITE writes; ``data`` is what of it lies in the message."""
+        return (data,)
 
     def finish(self, reply: Reply) -> None:
         """Take the reply of a request that had to wait."""

@@ -1,0 +1,91 @@
+"""A real ``uringfs serve`` as a subprocess."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.mount.harness import TIMEOUT_S, TROUBLE, URINGFS, uringfs, wait_until
+
+
+class Way(NamedTuple):
+    """A way to serve: what the tests call it, and its flags."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+WAYS = [
+    Way("async", ("--async-io",)),
+    Way("sync", ("--no-async-io",)),
+    Way("unpumped", ("--async-io", "--no-pump")),
+]
+
+
+class Served:
+    """A server in a directory of its own: ``root`` is what it shares, on ``socket``."""
+
+    def __init__(self, place: Path, flags: tuple[str, ...], sockets: int = 1) -> None:
+        self.root = place / "root"
+        self.root.mkdir(parents=True)
+        self.sockets = [place / f"vhost-{number}.sock" for number in range(sockets)]
+        self.socket = self.sockets[0]
+        self._log = place / "log"
+        self._expected = 0
+        paths = [f"--socket-path={path}" for path in self.sockets]
+        command = [
+            sys.executable, "-X", "faulthandler", *URINGFS[1:], "serve", *paths,
+            f"--shared-dir={self.root}", *flags,
+        ]  # fmt: skip
+        with self._log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+            )
+
+    def log(self) -> str:
+        """All that the server has written."""
+        return self._log.read_text(errors="backslashreplace")
+
+    def wait_live(self) -> None:
+        """Return when it says that front-ends can connect."""
+
+        def live() -> bool:
+            assert self.process.poll() is None, f"the server ended: {self.log()}"
+            return "session vhost-user" in self.log()
+
+        wait_until(live, "the server to listen")
+
+    def wait_log(self, text: str) -> None:
+        """Return when it has logged that."""
+        wait_until(lambda: text in self.log(), text)
+
+    def ctl(self, *words: str) -> dict[str, Any]:
+        """Ask the server; the answer's fields."""
+        done = uringfs("ctl", self.socket, *words)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def expect_errors(self) -> None:
+        """The log may tell of errors up to now: the test has provoked them."""
+        self._expected = len(self.log())
+
+    def end(self) -> None:
+        """Stop it, and assert that it ends well and has logged nothing bad."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler tells where it was
+            self.process.wait(TIMEOUT_S)
+            status = -1
+        assert status in (0, -signal.SIGKILL), (status, self.log()[-3000:])
+        trouble = TROUBLE.search(self.log()[self._expected :])
+        assert trouble is None, self.log()[-3000:]
+        if status == 0:
+            assert not any(path.exists() for path in self.sockets)

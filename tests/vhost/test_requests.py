@@ -1,0 +1,116 @@
+"""FUSE through virtqueues, against the directory itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+import pytest
+
+from tests.fuse.kernel import message, read_in, write_in
+from tests.vhost.frontend import Machine
+from tests.vhost.served import Served
+from uringfs.fuse import abi
+from uringfs.fuse.abi import Opcode
+
+
+def open_in(flags: int = os.O_RDWR) -> bytes:
+    return abi.OPEN_IN.pack(flags, 0)
+
+
+def test_init_is_answered_with_the_largest_transfers(machine: Machine) -> None:
+    error, body = machine.init(flags=abi.InitFlags.MAX_PAGES | abi.InitFlags.INIT_EXT)
+    assert error == 0
+    fields = abi.INIT_OUT.unpack(body)
+    assert fields[:2] == (7, 45)
+    assert fields[6] == 1 << 20
+
+
+def test_a_file_is_read_and_written(machine: Machine, served: Served) -> None:
+    (served.root / "f").write_bytes(bytes(range(256)) * 64)
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    error, data = machine.ask(Opcode.READ, read_in(fh, 100, 5000), nodeid=nodeid, room=16 + 5000)
+    assert (error, data) == (0, (served.root / "f").read_bytes()[100:5100])
+    error, out = machine.ask(Opcode.WRITE, write_in(fh, 10, 6), b"abcdef", nodeid=nodeid)
+    assert (error, abi.WRITE_OUT.unpack(out)) == (0, (6,))
+    assert (served.root / "f").read_bytes()[8:18] == b"\x08\x09abcdef\x10\x11"
+
+
+def test_reading_stops_at_the_end_of_the_file(machine: Machine, served: Served) -> None:
+    (served.root / "f").write_bytes(b"0123456789")
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    read = read_in(fh, 7, 4096)
+    assert machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + 4096) == (0, b"789")
+    read = read_in(fh, 100, 4096)
+    assert machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + 4096) == (0, b"")
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+@pytest.mark.parametrize("step", [1, 3, 13, 40, 64])
+def test_chains_may_be_cut_anywhere(
+    machine: Machine, served: Served, step: int, indirect: bool
+) -> None:
+    content = os.urandom(300)
+    (served.root / "f").write_bytes(content)
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    cuts = range(step, 200, step) if step > 1 else range(100)
+    how: dict[str, Any] = {"nodeid": nodeid, "cuts": cuts, "indirect": indirect}
+    assert machine.ask(Opcode.READ, read_in(fh, 0, 300), room=316, **how) == (0, content)
+    error, _ = machine.ask(Opcode.WRITE, write_in(fh, 300, 99), content[:99], **how)
+    assert error == 0
+    assert (served.root / "f").read_bytes() == content + content[:99]
+    error, body = machine.ask(Opcode.GETATTR, abi.GETATTR_IN.pack(0, 0), **how)
+    assert error == 0
+    assert abi.ATTR_OUT.unpack(body)[3] == 399
+
+
+def test_new_files_belong_to_who_asks(machine: Machine, served: Served) -> None:
+    served.root.chmod(0o777)
+    error, _ = machine.ask(Opcode.MKDIR, abi.MKDIR_IN.pack(0o755, 0), b"d\0", uid=1234, gid=4321)
+    assert error == 0
+    made = (served.root / "d").stat()
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (1234, 4321, 0o755)
+
+
+def test_a_forget_comes_back_without_an_answer(machine: Machine, served: Served) -> None:
+    (served.root / "f").touch()
+    nodeid = machine.lookup(b"f")
+    data = message(Opcode.FORGET, abi.FORGET_IN.pack(1), nodeid=nodeid)
+    head = machine.submit(data, 0, queue=0)
+    assert machine.queues[0].wait() == [(head, 0)]
+    error, _ = machine.ask(Opcode.GETATTR, abi.GETATTR_IN.pack(0, 0), nodeid=nodeid)
+    assert error == errno.EBADF
+
+
+def test_a_reply_without_room_becomes_an_error(machine: Machine, served: Served) -> None:
+    (served.root / "f").touch()
+    assert machine.ask(Opcode.LOOKUP, b"f\0", room=60) == (errno.EIO, b"")
+    data = message(Opcode.LOOKUP, b"f\0")
+    head = machine.submit(data, 10)
+    assert machine.queues[1].wait() == [(head, 0)]
+
+
+def test_many_requests_at_a_time(machine: Machine, served: Served) -> None:
+    content = os.urandom(1 << 16)
+    (served.root / "f").write_bytes(content)
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    wanted = {}
+    for slot in range(7):
+        data = message(
+            Opcode.READ, read_in(fh, slot * 4096, 4096), nodeid=nodeid, unique=100 + slot
+        )
+        wanted[machine.submit(data, 16 + 4096, slot=slot)] = slot
+    got: list[tuple[int, int]] = []
+    while len(got) < 7:
+        got += machine.queues[1].wait()
+    for head, length in got:
+        slot = wanted[head]
+        assert length == 16 + 4096
+        reply = machine.read(machine.arena + slot * (1 << 22) + (1 << 21), length)
+        assert reply[16:] == content[slot * 4096 :][:4096]

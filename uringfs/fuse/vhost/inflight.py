@@ -1,0 +1,77 @@
+"""Which chains of a queue are being worked on, in memory that outlives the server.
+
+The front-end keeps the memory and hands it to the next server (vhost-user.rst, "Inflight I/O
+tracking"). That one takes up again what the last had taken and not given back, in the same order,
+and nothing else.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+HEADER = Struct("=QHHHH")
+"""features, version, desc_num, last_batch_head, used_idx."""
+ENTRY = Struct("=B5xHQ")
+"""inflight, next, counter: the state of one descriptor."""
+VERSION = 1
+ALIGNMENT = 64
+
+_LAST_BATCH_AT, _USED_AT = 12, 14
+_U16 = Struct("=H")
+
+
+def region_size(queue_size: int) -> int:
+    """Bytes for one queue."""
+    size = HEADER.size + ENTRY.size * queue_size
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Inflight:
+    """The part of one queue. Chains are given back one at a time: a batch is one chain."""
+
+    def __init__(self, memory: memoryview, queue_size: int) -> None:
+        """ValueError: the memory is not that of such a queue."""
+        if len(memory) < region_size(queue_size):
+            raise ValueError("memory for requests in flight is too short")
+        self._memory = memory
+        self._size = queue_size
+        _, version, _, _, _ = HEADER.unpack_from(memory)
+        if not version:
+            HEADER.pack_into(memory, 0, 0, VERSION, queue_size, 0, 0)
+        self._counter = 0
+
+    def resume(self, used: int) -> list[int]:
+        """Heads of chains that were taken and not given back, in the order they were taken.
+
+        ``used`` is the used ring's index: where it has gone on, the last chain was given back.
+        """
+        _, _, _, last, recorded = HEADER.unpack_from(self._memory)
+        if recorded != used:
+            if last < self._size:
+                self._memory[self._at(last)] = 0
+            _U16.pack_into(self._memory, _USED_AT, used)
+        taken = []
+        for head in range(self._size):
+            inflight, _, counter = ENTRY.unpack_from(self._memory, self._at(head))
+            if inflight == 1:
+                taken.append((counter, head))
+                self._counter = max(self._counter, counter)
+        return [head for _, head in sorted(taken)]
+
+    def begin(self, head: int) -> None:
+        """A chain is taken."""
+        self._counter += 1
+        ENTRY.pack_into(self._memory, self._at(head), 0, 0, self._counter)
+        self._memory[self._at(head)] = 1
+
+    def finishing(self, head: int) -> None:
+        """Its used entry is written; the index is not."""
+        _U16.pack_into(self._memory, _LAST_BATCH_AT, head)
+
+    def finished(self, head: int, used: int) -> None:
+        """The used ring's index has gone on to ``used``."""
+        self._memory[self._at(head)] = 0
+        _U16.pack_into(self._memory, _USED_AT, used)
+
+    def _at(self, head: int) -> int:
+        return HEADER.size + ENTRY.size * head
