@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FEATURES = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES | Feature.INDIRECT_DESC | Feature.EVENT_IDX
 PROTOCOL = (
     Protocol.MQ | Protocol.REPLY_ACK | Protocol.CONFIG | Protocol.RESET_DEVICE
-    | Protocol.CONFIGURE_MEM_SLOTS | Protocol.STATUS
+    | Protocol.CONFIGURE_MEM_SLOTS | Protocol.STATUS | Protocol.BACKEND_REQ
 )  # fmt: skip
 MAX_QUEUES = 64
 """Queues of a device, that of FORGET among them."""
@@ -65,6 +65,7 @@ class Device:
         self._features = Feature(0)
         self._protocol = Protocol(0)
         self._status = 0
+        self._requests: OwnedFd | None = None
         self._vrings = [
             Vring(f"{share.tag}: queue {index}", share.serve) for index in range(MAX_QUEUES)
         ]
@@ -77,6 +78,7 @@ class Device:
             FrontEnd.RESET_OWNER: lambda _: None,
             FrontEnd.GET_QUEUE_NUM: lambda _: wire.U64.pack(MAX_QUEUES),
             FrontEnd.GET_MAX_MEM_SLOTS: lambda _: wire.U64.pack(MAX_SLOTS),
+            FrontEnd.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
             FrontEnd.GET_CONFIG: self._get_config,
             FrontEnd.SET_MEM_TABLE: self._set_mem_table,
             FrontEnd.ADD_MEM_REG: self._add_mem_reg,
@@ -119,7 +121,10 @@ class Device:
         return message
 
     async def _obey(self, message: Message) -> None:
-        wants_ack = bool(message.flags & wire.NEED_REPLY and self._protocol & Protocol.REPLY_ACK)
+        log.debug(
+            "%s: %s, %d bytes, %d descriptors",
+            self._share.tag, _name(message.request), len(message.payload), len(message.fds),
+        )  # fmt: skip
         try:
             handler = self._handlers.get(message.request)
             if handler is None:
@@ -129,15 +134,20 @@ class Device:
                 answer = await answer
         except (Refused, OSError, ValueError, BadAddress, struct.error) as exc:
             name = _name(message.request)
-            if not wants_ack:
+            if not self._wants_ack(message):
                 raise Refused(f"{name}: {exc}") from exc
             log.error("%s: %s is refused: %s", self._share.tag, name, exc)
             self._connection.reply(message, wire.U64.pack(1))
             return
         if answer is not None:
             self._connection.reply(message, answer)
-        elif wants_ack:
+        elif self._wants_ack(message):
             self._connection.reply(message, wire.U64.pack(0))
+
+    def _wants_ack(self, message: Message) -> bool:
+        """Asked once the message is obeyed: User-Mode Linux wants SET_PROTOCOL_FEATURES itself to
+        be acknowledged."""
+        return bool(message.flags & wire.NEED_REPLY and self._protocol & Protocol.REPLY_ACK)
 
     async def _stop(self) -> None:
         for vring in self._vrings:
@@ -163,6 +173,10 @@ class Device:
         if bits & ~PROTOCOL:
             raise Refused(f"protocol features {bits & ~PROTOCOL:#x} were not offered")
         self._protocol = Protocol(bits)
+
+    def _set_backend_req_fd(self, message: Message) -> None:
+        """Where the front-end takes requests; User-Mode Linux has no interrupts without it."""
+        self._requests = message.one_fd()
 
     def _get_config(self, message: Message) -> bytes:
         offset, size, flags = wire.CONFIG.unpack_from(message.payload)
@@ -191,9 +205,7 @@ class Device:
 
     def _add_mem_reg(self, message: Message) -> None:
         guest, size, user, offset = wire.SINGLE_REGION.unpack(message.payload)
-        if len(message.fds) != 1:
-            raise Refused("a region without its descriptor")
-        region = map_region(guest, size, user, offset, message.fds[0].fd)
+        region = map_region(guest, size, user, offset, message.one_fd().fd)
         self._use([*self._memory.regions, region])
 
     def _rem_mem_reg(self, message: Message) -> None:

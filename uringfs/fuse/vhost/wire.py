@@ -8,7 +8,6 @@ from __future__ import annotations
 import array
 import enum
 import errno
-import os
 import socket
 from collections.abc import Sequence
 from struct import Struct
@@ -106,11 +105,11 @@ class Message(NamedTuple):
     payload: bytes
     fds: Sequence[OwnedFd]
 
-    def take_fd(self) -> int:
-        """The one descriptor, which is the caller's from now on; ValueError: there is not one."""
+    def one_fd(self) -> OwnedFd:
+        """The descriptor that came with it; ValueError: there is not just one."""
         if len(self.fds) != 1:
             raise ValueError(f"{len(self.fds)} descriptors where there has to be one")
-        return os.dup(self.fds[0].fd)
+        return self.fds[0]
 
 
 class Connection:
