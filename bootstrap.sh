@@ -28,6 +28,9 @@ TEST_NEEDS=(
     "command  mkfs.xfs       xfsprogs"
     "command  strace         strace"
     "command  cpio           cpio"
+    "command  qemu-system-x86_64 qemu-system-x86"
+    "command  qemu-img       qemu-utils"
+    "file     /usr/share/doc/busybox-static busybox-static"
 )
 PYTHONS=(3.13 3.12 3.11)
 

@@ -1,0 +1,82 @@
+"""Kernels, what they start in, and guests that are switched off after the test."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vhost.guests import initramfs
+from tests.vhost.guests.debian import Kernel, Unavailable, cloud_kernel, user_mode_kernel
+from tests.vhost.guests.machines import QEMU, Guest, booted, qemu, uml
+
+SOURCE = Path(__file__).parent / "guest.c"
+
+
+class Virtual:
+    """A kind of virtual machine: its kernel, and all but the task of what it starts in."""
+
+    def __init__(self, kernel: Kernel, program: Path) -> None:
+        self.kernel = kernel
+        self._base = initramfs.base(kernel, [program])
+
+    def initrd(self, place: Path, task: str) -> Path:
+        """An initramfs that does this task."""
+        place.write_bytes(initramfs.with_task(self._base, task))
+        return place
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that guests run, linked statically."""
+    path = tmp_path_factory.mktemp("guest") / "guest"
+    flags = ("-O2", "-static", "-Wall", "-Wextra", "-Werror")
+    subprocess.run(["cc", *flags, SOURCE, "-o", path], check=True, timeout=60)
+    return path
+
+
+def _made(kernel: Callable[[], Kernel], program: Path) -> Virtual:
+    try:
+        return Virtual(kernel(), program)
+    except Unavailable as exc:
+        pytest.skip(f"no guest: {exc}")
+
+
+@pytest.fixture(scope="session")
+def user_mode(program: Path) -> Virtual:
+    """User-Mode Linux."""
+    return _made(user_mode_kernel, program)
+
+
+@pytest.fixture(scope="session")
+def cloud(program: Path) -> Virtual:
+    """A kernel for QEMU."""
+    if shutil.which(QEMU) is None:
+        pytest.skip(f"no guest: {QEMU} is not installed")
+    return _made(cloud_kernel, program)
+
+
+@pytest.fixture
+def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
+    """Boot a machine, ``uml`` or ``qemu``, with this task and the share of that socket."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def boot(machine: str, task: str, socket: Path, request_queues: int = 1) -> Guest:
+            nonlocal count
+            count += 1
+            place = tmp_path / f"guest-{count}"
+            place.mkdir()
+            kind: Virtual = request.getfixturevalue("cloud" if machine == "qemu" else "user_mode")
+            initrd = kind.initrd(place / "initrd", task)
+            if machine == "qemu":
+                command = qemu(kind.kernel, initrd, share=socket, request_queues=request_queues)
+            else:
+                command = uml(kind.kernel, initrd, socket)
+            return stack.enter_context(booted(command, place / "console"))
+
+        yield boot

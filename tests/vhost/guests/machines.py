@@ -1,0 +1,101 @@
+"""Boot a guest, by User-Mode Linux or QEMU, and have what it said on its console."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tests.vhost.guests.debian import Kernel
+
+QEMU = "qemu-system-x86_64"
+BOOT_S = 60.0
+TAG = "share"
+WORDS = ("quiet", "panic=-1", "lsm=capability")
+"""For every kernel; one with SELinux would label each new file."""
+VIRTIO_FS = 26
+"""The device's number (Virtual I/O Device specification, 5)."""
+
+
+class Guest:
+    """A guest that boots, does its task and powers off. ``console`` is a file with what it said."""
+
+    def __init__(self, command: Sequence[str | Path], console: Path) -> None:
+        self._console = console
+        self._file: IO[bytes] = console.open("wb")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._file, stderr=self._file,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def console(self) -> str:
+        """All that it has said so far."""
+        return self._console.read_text(errors="backslashreplace")
+
+    def wait(self, timeout: float = BOOT_S) -> str:
+        """What it said, once it has powered off."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"the guest is not done after {timeout:.0f} s: {self.console()[-3000:]}"
+            ) from None
+        assert status == 0, (status, self.console()[-3000:])
+        return self.console()
+
+    def kill(self) -> None:
+        """Switch it off."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # User-Mode Linux is many processes
+        self.process.wait()
+        self._file.close()
+
+
+@contextmanager
+def booted(command: Sequence[str | Path], console: Path) -> Iterator[Guest]:
+    """A guest that is switched off at the end, whatever has become of it."""
+    guest = Guest(command, console)
+    try:
+        yield guest
+    finally:
+        guest.kill()
+
+
+def uml(kernel: Kernel, initrd: Path, socket: Path) -> list[str | Path]:
+    """User-Mode Linux with the share of that socket."""
+    return [
+        kernel.image, "mem=256M", f"initrd={initrd}", "rdinit=/init", "con0=fd:0,fd:1", "con=null",
+        "ssl=null", *WORDS, f"uml_dir={initrd.parent}/",
+        f"virtio_uml.device={socket}:{VIRTIO_FS}",
+    ]  # fmt: skip
+
+
+def qemu(
+    kernel: Kernel,
+    initrd: Path,
+    *,
+    share: Path | None = None,
+    request_queues: int = 1,
+    drives: Sequence[str] = (),
+) -> list[str | Path]:
+    """QEMU without KVM: a share, if there is its socket, and drives in the words of ``-drive``."""
+    memory = "256M"
+    command: list[str | Path] = [
+        QEMU, "-M", "pc,memory-backend=mem", "-m", memory, "-smp", "2",
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+        # QEMU 7.2 emulates cmpxchg16b wrongly: newer kernels fault at random.
+        "-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16",
+        "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
+        "-kernel", kernel.image, "-initrd", initrd, "-append", " ".join(("console=ttyS0", *WORDS)),
+    ]  # fmt: skip
+    if share is not None:
+        device = f"vhost-user-fs-pci,chardev=share,tag={TAG},num-request-queues={request_queues}"
+        command += ["-chardev", f"socket,id=share,path={share}", "-device", device]
+    for drive in drives:
+        command += ["-drive", f"{drive},if=virtio"]
+    return command
