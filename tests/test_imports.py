@@ -17,7 +17,9 @@ EXTENSIONS = frozenset({"uringfs.ring._uring"})
 # What any module may know: how the package reports a mistake of its user, and what was asked.
 SHARED = ("uringfs.config", "uringfs.errors")
 # What fuse/ may know of fs/: the operations, and the types and errors they deal in.
-OPERATIONS = ("uringfs.fs.errors", "uringfs.fs.passthrough", "uringfs.fs.types")
+OPERATIONS = (
+    "uringfs.fs.errors", "uringfs.fs.passthrough", "uringfs.fs.state", "uringfs.fs.types",
+)  # fmt: skip
 FUSE = ("uringfs.fuse", *OPERATIONS, *SHARED)
 
 # Who may import what inside the package. A name stands for itself and for all below it, except the
@@ -51,6 +53,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.fuse",
         "uringfs.limits",
         "uringfs.preflight",
+        "uringfs.recovery",
         "uringfs.ring",
         "uringfs.sources",
         *SHARED,
@@ -63,6 +66,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.server",
         *SHARED,
     ),
+    "uringfs.recovery": ("uringfs.fs.kept", "uringfs.fs.state", "uringfs.recovery", *SHARED),
     "uringfs.ring": ("uringfs.ring",),
     "uringfs.fs": ("uringfs.fs", *SHARED),
     "uringfs.fs.io_ring": ("uringfs.fs", "uringfs.ring", *SHARED),

@@ -325,6 +325,9 @@ class ServerConfig:
         "debug, info, warning or error",
     )
     log_file: str | None = _option(None, _word, "PATH", "write the log there, not to stderr")
+    supervise: bool = _switch(
+        False, "outlive a killed server, and be upgraded while in use (docs/reliability.md)"
+    )
     control: str | None = _option(
         None, _word, "PATH", "the control socket; by default named after the mount in /run/uringfs"
     )

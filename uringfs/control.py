@@ -46,9 +46,14 @@ class ControlServer:
         self._commands = commands
         self._server: asyncio.AbstractServer | None = None
 
-    async def start(self) -> None:
-        """Listen. A socket left by a server that died is replaced. UserError if it cannot be."""
+    async def start(self, *, replace: bool = False) -> None:
+        """Listen. A socket left by a server that died is replaced. UserError if it cannot be.
+
+        ``replace``: whoever listened there is dead, though the kernel may not have noticed yet.
+        """
         try:
+            if replace:
+                self.path.unlink(missing_ok=True)
             listener = self._bind()
         except OSError as exc:
             why = exc.strerror or exc

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,17 @@ from uringfs.control import ControlServer, socket_path
 from uringfs.errors import Exit, UserError
 from uringfs.fs.io import FileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
+from uringfs.fs.kept import keep
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.pseudo import Change
+from uringfs.fs.state import State
 from uringfs.fs.vfs import Mounted, Vfs
-from uringfs.fuse.mounts import mount_at, set_max_background
+from uringfs.fuse.mounts import mount_at, set_max_background, unmount
 from uringfs.limits import raise_nofile
 from uringfs.preflight import check_another
+from uringfs.recovery.start import supervised
+from uringfs.recovery.supervisor import HELD_BACK, ORPHANED
 from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
@@ -85,13 +90,29 @@ class Server:
         self._server = server
         self._detached = detached
         self._sources = {each.path: each for each in sources}
+        self._state: State | None = None
         self._ring: Ring | None = None
         self._ring_refused = "--no-async-io"
         self._sync_io: FileIO | None = None
         self._ring_io: RingFileIO | None = None
 
     def run(self) -> None:
-        """Serve until unmounted or told to stop. UserError where it cannot start."""
+        """Serve until unmounted or told to stop. UserError where it cannot start.
+
+        With ``supervise`` the process stays behind as a supervisor and ends in here.
+        """
+        if not self._server.supervise:
+            self._run()
+            return
+        if self._server.session == "pyfuse3":
+            raise UserError(Exit.USAGE, "supervise: needs --session dev; libfuse cannot go on")
+        if self._sources:
+            raise UserError(Exit.USAGE, "supervise: is for one SOURCE, not for --mount")
+        _preload()
+        with supervised(partial(unmount, self._mountpoint, lazy=True)) as self._state:
+            self._run()
+
+    def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
         if self._server.async_io is not False:
             self._try_ring()
@@ -114,7 +135,12 @@ class Server:
             self._ring_refused = f"the package was installed without its compiled module: {exc}"
             raise UserError(Exit.IO_URING, self._ring_refused) from exc
         try:
-            return Ring(self._server.ring_entries)
+            ring = Ring(self._server.ring_entries)
+            if self._state is not None:
+                life = self._state.open_life()
+                ring.files.register(life)
+                os.close(life)
+            return ring
         except RingUnavailable as exc:
             self._ring_refused = str(exc)
             raise UserError(Exit.IO_URING, str(exc)) from exc
@@ -133,6 +159,9 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop, number)
+        if self._state is not None:
+            loop.add_signal_handler(ORPHANED, self._orphaned, self._state)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         control = ControlServer(
             Path(self._server.control or socket_path(self._mountpoint)),
             {
@@ -144,14 +173,15 @@ class Server:
                 "detach": partial(self._unmount_source, detach=True),
             },
         )
-        await control.start()
+        await control.start(replace=self._state is not None and self._state.lives.get() > 0)
         try:
             await session.run(self._live)
         except (RuntimeError, OSError) as exc:
             raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
         finally:
             control.close()
-            fs.destroy()
+            if self._state is None or not self._state.device.get():
+                fs.destroy()
             self._close_back_ends()
         log.debug("%s is unmounted", self._mountpoint)
 
@@ -162,6 +192,8 @@ class Server:
                 _enter(vfs, source)
             return vfs
         fs = new_passthrough(self._config, self._mount, io)
+        if self._state is not None:
+            keep(fs, self._state)
         try:
             fs.import_()
         except OSError as exc:
@@ -176,7 +208,7 @@ class Server:
                 return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
             from uringfs.fuse.session_dev import DevSession
 
-            return DevSession(fs, self._mountpoint, self._config, self._mount)
+            return DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
 
@@ -206,8 +238,27 @@ class Server:
             self._source, self._mountpoint, self._session.name, self._chosen_io(),
             shutil.which("uringfs") or sys.argv[0], self._mountpoint,
         )  # fmt: skip
+        if self._state is not None:
+            self._tell_of_succession(self._state)
         if self._detached is not None:
             self._detached()
+
+    def _tell_of_succession(self, state: State) -> None:
+        lives = state.lives.get()
+        if lives:
+            state.pause_ns.set(time.monotonic_ns() - state.ended_ns.get())
+            log.info(
+                "took over %d inodes and %d open files; nobody served for %.1f ms",
+                self._fs.inode_count, len(self._fs.handles), state.pause_ns.get() / 1e6,
+            )  # fmt: skip
+        state.lives.set(lives + 1)
+
+    def _orphaned(self, state: State) -> None:
+        state.supervisor.set(0)
+        log.error(
+            "the supervisor ended: this server goes on, but nobody will take over from it; "
+            "mount anew when it suits"
+        )
 
     def _chosen_io(self) -> str:
         if self._ring is not None:
@@ -326,7 +377,29 @@ class Server:
             "inodes": self._fs.inode_count,
             "handles": len(self._fs.handles),
             "requests": dict(self._session.requests),
+            **self._supervised(),
         }
+
+    def _supervised(self) -> Mapping[str, Any]:
+        if self._state is None:
+            return {}
+        state = self._state
+        return {
+            "supervisor": state.supervisor.get(),
+            "takeovers": state.lives.get() - 1,
+            "last_pause_ms": round(state.pause_ns.get() / 1e6, 3),
+        }
+
+
+def _preload() -> None:
+    """Import what a server needs, so that those made later need nothing of what is installed."""
+    import uringfs.fuse.session_dev
+
+    try:
+        import uringfs.fs.io_ring
+        import uringfs.fuse.pumped  # noqa: F401
+    except ImportError as exc:
+        log.debug("no compiled module: %s", exc)
 
 
 def _enter(vfs: Vfs, source: Source) -> Change[Mounted]:

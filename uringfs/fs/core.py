@@ -6,6 +6,7 @@ directory is opened without O_PATH.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -59,7 +60,7 @@ class Core:
         self.io = io
         self.features = Features()
         self._proc_self_fd = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
-        self.mount_fds = MountFds(self._reopen_now)
+        self.mount_fds = MountFds(self.reopen_now)
         self.descriptors = Descriptors()
         self.inodes = InodeMap(self.mount_fds, self.descriptors, base)
         self.inodes.by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
@@ -68,6 +69,8 @@ class Core:
         self._timeouts = {False: config.file_timeouts, True: config.dir_timeouts}
         self._open_flags = OPEN_FLAGS if config.allow_direct_io else OPEN_FLAGS & ~os.O_DIRECT
         self.handles = HandleMap() if handles is None else handles
+        self.checks_appends = False
+        """Whether writes with O_APPEND are looked at, see CHECKED: done twice they would matter."""
         self._root_handle: FileHandle | None = None
         self._device_traits: dict[tuple[int, int], int] = {}
 
@@ -84,6 +87,11 @@ class Core:
         self.inodes.insert_root(self._key_of(path), syscalls.statx(path.fd))
         self._hold_mount(path)
 
+    def resume(self) -> None:
+        """In place of ``import_``, where the root is known from the server before."""
+        os.umask(0)
+        self._hold_mount(self.inodes.open(self.inodes.root_id))
+
     def _hold_mount(self, root: OwnedFd) -> None:
         """Keep open what handles are opened by: once descriptors have run out it is too late."""
         try:
@@ -97,6 +105,32 @@ class Core:
                 "inodes are remembered by descriptor: the source's file system has no "
                 "file handles, or they cannot be opened"
             )
+
+    def peek(self, parent: int, name: bytes) -> int:
+        """The inode number under a name, not counted as a lookup; 0 where there is none."""
+        try:
+            directory = self.inodes.open(parent)
+            flags = syscalls.AT_SYMLINK_NOFOLLOW
+            return syscalls.statx(directory.fd, name, flags).ino if name else 0
+        except (OSError, ValueError):
+            return 0
+
+    def size_of(self, nodeid: int, fh: int) -> int | None:
+        """The size of an open file in bytes; None where it is not open."""
+        try:
+            return os.fstat(self.handles.get(fh, nodeid).file.fd).st_size
+        except OSError:
+            return None
+
+    def lookups(self) -> dict[int, int]:
+        """How often the kernel has looked up what it knows, by node id, without the root."""
+        root = self.inodes.root_id
+        return {each.nodeid: each.lookups for each in self.inodes if each.nodeid != root}
+
+    def drop_handle(self, nodeid: int, fh: int) -> None:
+        """Close an open file, if it is one."""
+        with contextlib.suppress(OSError):
+            self.handles.release(fh, nodeid)
 
     def negotiated(self, features: Features) -> None:
         """Take note of what session and kernel agreed on; enter the root if that is ours to do.
@@ -228,7 +262,8 @@ class Core:
             mode &= ~umask
         return mode
 
-    def _reopen_now(self, path_fd: int, flags: int) -> int:
+    def reopen_now(self, path_fd: int, flags: int) -> int:
+        """Open an O_PATH descriptor for real."""
         return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
 
     def _fopen_dir(self) -> Fopen:

@@ -73,7 +73,7 @@ class MountFds:
         self._users[mount_id] -= 1
         if not self._users[mount_id]:
             del self._users[mount_id]
-            os.close(self._fds.pop(mount_id))
+            self._close(mount_id)
 
     def _need(self, mount_id: int, path_fd: int, handle: FileHandle) -> None:
         """Open the mount by its first file, and see whether a handle on it opens again."""
@@ -83,9 +83,12 @@ class MountFds:
         try:
             os.close(self.open(handle, os.O_PATH))
         except OSError as exc:
-            os.close(self._fds.pop(mount_id))
+            self._close(mount_id)
             if exc.errno != errno.EPERM:
                 raise
             self._permitted = False
             log.info("no file handles are used: opening one needs CAP_DAC_READ_SEARCH")
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from None
+
+    def _close(self, mount_id: int) -> None:
+        os.close(self._fds.pop(mount_id))

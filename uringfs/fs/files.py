@@ -12,6 +12,8 @@ from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd
 
 _MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
 """TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h)."""
+MAX_SEARCHED = 4 << 20
+"""Bytes behind the end of a file as it was in which an append is looked for."""
 _CHANGEABLE = os.O_DIRECT | os.O_APPEND | os.O_SYNC
 """Flags that change what a transfer does, and that it may have unlike its file: fcntl(F_SETFL)
 sets the first two, RWF_DSYNC and RWF_SYNC of one write (pwritev2(2)) arrive as the third."""
@@ -46,10 +48,15 @@ class FileOps(Core):
             return Opened(0, self._fopen(flags))
         self.descriptors.keep(file)
         kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self._traits(nodeid, file)
-        if self.config.seal_size and kept & os.O_ACCMODE != os.O_RDONLY:
+        if self._is_checked(kept):
             kept, traits = kept | CHECKED, 0
         fh = self.handles.insert(nodeid, file, kept, traits)
         return Opened(fh, self._fopen(flags))
+
+    def _is_checked(self, kept: int) -> bool:
+        if kept & os.O_ACCMODE == os.O_RDONLY:
+            return False
+        return self.config.seal_size or (self.checks_appends and bool(kept & os.O_APPEND))
 
     def _traits(self, nodeid: int, file: OwnedFd) -> int:
         """What compiled code may know of the file: MEMORY is asked for once for each device."""
@@ -149,6 +156,18 @@ class FileOps(Core):
             now = handle.flags if flags is None else flags
             seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
         return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
+
+    async def count_appended(self, nodeid: int, data: memoryview, start: int) -> int:
+        """How much of ``data`` was appended, if the file then ended at ``start``: bytes.
+
+        All of it may also lie behind what somebody else appended; a part only at ``start``.
+        """
+        file = await self._open_inode(nodeid, os.O_RDONLY)
+        wanted = bytes(data)
+        there = await self.io.call(os.pread, file.fd, MAX_SEARCHED, start)
+        if wanted in there:
+            return len(wanted)
+        return len(there) if wanted.startswith(there) else 0
 
     async def _variant(self, handle: Handle, flags: int | None) -> OwnedFd:
         """The handle's file, or the same file opened with the flags the client has now."""

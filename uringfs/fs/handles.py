@@ -28,12 +28,15 @@ LIST = 1 << 28
 """In a row's flags: a directory whose entries are listed as getdents64(2) gives them."""
 LOCKED = 1 << 29
 """In the flags of row 0, see set_locked."""
+TRAITS = FAST | MEMORY | LIST
 
 _IN_FLIGHT = Struct("=I")
 _IN_FLIGHT_AT = 24
 _FLAGS = Struct("=I")
 _FLAGS_AT = 4
 _OPEN = Struct("=iIQQ")
+_SERIAL = Struct("=QI")
+_SERIAL_AT = 16
 _INDEX = 0xFFFFFFFF
 
 
@@ -58,11 +61,16 @@ class Handle:
 class HandleMap:
     """The open files and directories, by the number the kernel has for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: mmap.mmap | memoryview | None = None) -> None:
+        """``table`` is memory for the table, if it is to outlive the process; see ``take_up``.
+
+        A row counts if its descriptor is none below 0 and its node id, which is written last, is
+        not 0. Row 0 holds the serial number and the row that were taken last and highest.
+        """
         self._handles: dict[int, Handle] = {}
         self._free: list[int] = []
-        self._serial = 0
-        self.table = mmap.mmap(-1, CAPACITY * ENTRY.size)
+        self._serial = self._highest = 0
+        self.table = mmap.mmap(-1, CAPACITY * ENTRY.size) if table is None else table
         self.before_close: Callable[[], None] = lambda: None
         """Called before a file is closed that has transfers in flight: by its return the kernel
         must hold the file itself, since the number of its descriptor may come to mean another."""
@@ -79,10 +87,12 @@ class HandleMap:
         ``traits`` are FAST, MEMORY and LIST, for the table. The low half of ``fh`` is its row in
         the table. OSError ENFILE: there are too many.
         """
-        index = self._free.pop() if self._free else len(self._handles) + 1
+        index = self._free.pop() if self._free else self._highest + 1
         if index >= CAPACITY:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         self._serial = self._serial + 1 & _INDEX
+        self._highest = max(self._highest, index)
+        _SERIAL.pack_into(self.table, _SERIAL_AT, self._serial, self._highest)
         fh = self._serial << 32 | index
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
@@ -107,14 +117,15 @@ class HandleMap:
 
         The table says so in its first row, which no handle has.
         """
-        _OPEN.pack_into(self.table, 0, -1, LOCKED if on else 0, 0, 0)
+        _FLAGS.pack_into(self.table, _FLAGS_AT, LOCKED if on else 0)
 
     def set_checked(self, handle: Handle, on: bool) -> None:
         """Whether its writes are looked at (CHECKED); for a file that is FAST as long as not."""
         at = (handle.fh & _INDEX) * ENTRY.size + _FLAGS_AT
         (flags,) = _FLAGS.unpack_from(self.table, at)
         handle.flags = handle.flags | CHECKED if on else handle.flags & ~CHECKED
-        _FLAGS.pack_into(self.table, at, flags & ~FAST if on else flags | FAST)
+        flags = flags & ~FAST | CHECKED if on else flags & ~CHECKED | FAST
+        _FLAGS.pack_into(self.table, at, flags)
 
     def release(self, fh: int, nodeid: int) -> None:
         """Close it, as soon as no request uses it any more."""
@@ -131,3 +142,27 @@ class HandleMap:
         """Close everything."""
         for handle in list(self):
             self.release(handle.fh, handle.nodeid)
+
+    def take_up(self) -> None:
+        """Enter what the table holds, as another process left it."""
+        self._serial, self._highest = _SERIAL.unpack_from(self.table, _SERIAL_AT)
+        used = set()
+        for index, (fd, flags, fh, nodeid, _in_flight) in _rows(self.table):
+            _IN_FLIGHT.pack_into(self.table, index * ENTRY.size + _IN_FLIGHT_AT, 0)
+            self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
+            used.add(index)
+        self._free = [each for each in range(self._highest, 0, -1) if each not in used]
+
+
+def descriptors(table: memoryview) -> set[int]:
+    """The descriptors of the files in a table."""
+    return {fields[0] for _, fields in _rows(table)}
+
+
+def _rows(table: mmap.mmap | memoryview) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The rows that count, by number."""
+    highest = _SERIAL.unpack_from(table, _SERIAL_AT)[1]
+    for index in range(1, highest + 1):
+        fields = ENTRY.unpack_from(table, index * ENTRY.size)[:5]
+        if fields[0] >= 0 and fields[3]:
+            yield index, fields

@@ -119,7 +119,7 @@ class InodeMap:
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
         """Enter the root directory, which is never forgotten."""
-        self._mount_numbers.setdefault(mount_key(attr), 0)
+        self.number(attr.ino, mount_key(attr))
         self._enter(self.root_id, file, attr).lookups = ROOT_LOOKUPS
 
     def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
@@ -167,12 +167,16 @@ class InodeMap:
         """The number for clients of an inode; its own, where that or the mount's is too great."""
         upper = self._mount_numbers.get(mount)
         if upper is None:
-            upper = self._mount_numbers[mount] = len(self._mount_numbers)
-            if upper == MAX_MOUNTS:
-                log.warning("more than %d mounts: inode numbers may be alike", MAX_MOUNTS)
+            upper = self._number_mount(mount)
         if upper >= MAX_MOUNTS or ino >> INO_BITS:
             return self._base ^ ino
         return self._base | upper << INO_BITS | ino
+
+    def _number_mount(self, mount: MountKey) -> int:
+        upper = self._mount_numbers[mount] = len(self._mount_numbers)
+        if upper == MAX_MOUNTS:
+            log.warning("more than %d mounts: inode numbers may be alike", MAX_MOUNTS)
+        return upper
 
     def give_up_descriptors(self) -> bool:
         """Remember a number of inodes by file handle instead; False if none of them can be.
@@ -222,6 +226,9 @@ class InodeMap:
             fits = ROOT_ID < number ^ self._base < FIRST_ARTIFICIAL_NODEID
             if fits and number not in self._by_nodeid:
                 return number
+        return self._take_nodeid()
+
+    def _take_nodeid(self) -> int:
         nodeid = self._next_nodeid
         self._next_nodeid += 1
         return nodeid
@@ -238,14 +245,18 @@ class InodeMap:
         return inode
 
     def _enter(self, nodeid: int, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
+        return self.put(nodeid, file, mount_key(attr), attr.ino, attr.mode)
+
+    def put(
+        self, nodeid: int, file: OwnedFd | FileHandle, key: MountKey, ino: int, mode: int
+    ) -> Inode:
         """Enter a new inode. A million of them share what is equal: mounts, and modes."""
-        key = mount_key(attr)
         mount = self._by_ids.get(key)
         if mount is None:
             mount = self._by_ids[key] = OnMount(key)
-        mode = self._modes.setdefault(attr.mode, attr.mode)
-        inode = Inode(nodeid, file, mount, attr.ino, mode)
-        self._by_nodeid[nodeid] = mount[attr.ino] = inode
+        mode = self._modes.setdefault(mode, mode)
+        inode = Inode(nodeid, file, mount, ino, mode)
+        self._by_nodeid[nodeid] = mount[ino] = inode
         if isinstance(file, bytes):
             self._by_handle[file] = inode
             self._mount_fds.hold(file)

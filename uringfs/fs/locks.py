@@ -39,7 +39,7 @@ _FLOCK_OPERATIONS = {
 }
 
 
-class _Holder:
+class Holder:
     """One owner's description of one file, the handle it came by, and the process it is."""
 
     __slots__ = ("fh", "file", "pid")
@@ -54,8 +54,16 @@ class Locks:
     """The owners' open file descriptions, by node id and owner, and who waits for one of them."""
 
     def __init__(self) -> None:
-        self.holders: dict[int, dict[int, _Holder]] = {}
+        self.holders: dict[int, dict[int, Holder]] = {}
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
+
+    def hold(self, nodeid: int, owner: int, holder: Holder) -> Holder:
+        """Enter a holder, unless the owner has one by now: that which counts."""
+        return self.holders.setdefault(nodeid, {}).setdefault(owner, holder)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.holders.clear()
 
     def drop(self, nodeid: int, owner: int) -> None:
         """Let go of every POSIX lock the owner has on the file."""
@@ -123,7 +131,7 @@ class LockOps(Core):
         self.locks = Locks() if locks is None else locks
 
     def destroy(self) -> None:
-        self.locks.holders.clear()
+        self.locks.clear()
         super().destroy()
 
     async def getlk(self, nodeid: int, fh: int, owner: int, lock: FileLock) -> FileLock:
@@ -145,8 +153,7 @@ class LockOps(Core):
             if lock.type == fcntl.F_UNLCK:
                 return
             file = await self._open_for_locks(nodeid)
-            owners = self.locks.holders.setdefault(nodeid, {})
-            holder = owners.setdefault(owner, _Holder(file, fh, lock.pid))
+            holder = self.locks.hold(nodeid, owner, Holder(file, fh, lock.pid))
             self.handles.set_locked(True)
         file = holder.file
         await self.locks.take(nodeid, lambda: _set(file, lock), wait)
@@ -206,7 +213,7 @@ def _test(file: OwnedFd, lock: FileLock) -> FileLock:
     return FileLock(start, start + length - 1 if length else _OFFSET_MAX, type, max(pid, 0))
 
 
-def _pid_of_holder(holders: dict[int, _Holder], found: FileLock) -> int:
+def _pid_of_holder(holders: dict[int, Holder], found: FileLock) -> int:
     """Whose lock it is: the kernel names no process for these locks (-1).
 
     A holder's own lock is not in its own way, so it is the one for whom that range is free. 0 if

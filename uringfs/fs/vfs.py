@@ -181,7 +181,7 @@ class Vfs(PassthroughFs):
             source.negotiated(features)
 
     def leave(self) -> None:
-        self.locks.holders.clear()
+        self.locks.clear()
         for source in self._sources.values():
             source.leave()
         self._sources.clear()

@@ -22,6 +22,7 @@ FUSE_UNIQUE_RESEND = 1 << 63
 FUSE_INVALID_UIDGID = 0xFFFFFFFF
 FUSE_NOTIFY_INVAL_INODE = 2
 FUSE_NOTIFY_INVAL_ENTRY = 3
+FUSE_NOTIFY_RESEND = 7
 
 
 class Opcode(enum.IntEnum):
@@ -250,11 +251,18 @@ _STATX_SENT = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME: the mount id is the serv
 @lru_cache(maxsize=64)
 def changed_entry(parent: int, name: bytes) -> tuple[bytes, bytes]:
     """Two notifications: to forget the attributes of a directory, and an entry in it."""
-    inode = NOTIFY_INVAL_INODE_OUT.pack(parent, -1, 0)
     entry = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
-    return _notification(FUSE_NOTIFY_INVAL_INODE, inode), _notification(
-        FUSE_NOTIFY_INVAL_ENTRY, entry
-    )
+    return changed_attributes(parent), _notification(FUSE_NOTIFY_INVAL_ENTRY, entry)
+
+
+def changed_attributes(nodeid: int) -> bytes:
+    """A notification to forget the attributes of an inode; ENOENT: the kernel does not know it."""
+    return _notification(FUSE_NOTIFY_INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(nodeid, -1, 0))
+
+
+def resend() -> bytes:
+    """A notification to send again what was sent and not answered."""
+    return _notification(FUSE_NOTIFY_RESEND, b"")
 
 
 def _notification(code: int, body: bytes) -> bytes:

@@ -22,6 +22,7 @@ from uringfs.fs.errors import errno_of
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Entry, Opened
 from uringfs.fuse import abi, replies
+from uringfs.fuse.journal import Journal
 from uringfs.fuse.negotiate import Agreement, Offer, negotiate, not_offered
 from uringfs.fuse.opcodes import OPERATIONS, Operation
 from uringfs.fuse.request import Reply, Request, SecurityContexts
@@ -55,6 +56,10 @@ class Dispatcher:
         """How long attributes are valid, by whether they are a directory's."""
         self.counts = [0] * (max(OPERATIONS) + 1)
         self.agreement: Agreement | None = None
+        self.agreed: Callable[[Agreement, bool], None] = lambda agreement, resends: None
+        """Called before the kernel is told; with whether it can send requests again."""
+        self.journal: Journal | None = None
+        """Where the server is supervised: what its successor has to know of requests."""
         self.refusal: OSError | None = None
         self._config = config
         self._max_background = max_background
@@ -83,7 +88,10 @@ class Dispatcher:
             if total != length:
                 raise _malformed("length is not that of its header")
             arguments = _arguments(operation, request, length, extensions)
-            value = operation.start(self, request, *arguments)
+            if self.journal is None:
+                value = operation.start(self, request, *arguments)
+            else:
+                value = self.journal.start(self, operation, request, arguments)
             if type(value) is CoroutineType:
                 awaited = value.send(None)
                 self._wait(operation, request, Started(value, awaited))
@@ -143,6 +151,7 @@ class Dispatcher:
             major, minor, abi.InitFlags(flags), self.agreement.flags,
         )  # fmt: skip
         self.fs.negotiated(self.agreement.features)
+        self.agreed(self.agreement, bool(flags & abi.InitFlags.HAS_RESEND))
         return self.agreement.fields()
 
     def made(
@@ -189,6 +198,8 @@ class Dispatcher:
     def _reply(self, operation: Operation, request: Request, value: Any) -> Reply:
         if operation.reply is None:
             return _NO_REPLY
+        if self.journal is not None:
+            self.journal.answered(request, value)
         try:
             return operation.reply(self, request, value)
         except Exception as exc:

@@ -338,19 +338,22 @@ async def _readdirplus(
         left -= len(one) + abi.ENTRY_OUT.size
         if left < 0:
             break
-        packed += await _looked_up(d, r.nodeid, name), one
+        packed += await _looked_up(d, r, name), one
     if dirents and not packed:
         raise _error(errno.EINVAL)
     return b"".join(packed)
 
 
-async def _looked_up(d: Dispatcher, parent: int, name: bytes) -> bytes:
+async def _looked_up(d: Dispatcher, r: Request, name: bytes) -> bytes:
     if name in (b".", b".."):
         return _EMPTY_ENTRY
     try:
-        return abi.ENTRY_OUT.pack(*abi.entry_fields(await d.fs.lookup(parent, name)))
+        entry = await d.fs.lookup(r.nodeid, name)
     except OSError:
         return _EMPTY_ENTRY
+    if d.journal is not None:
+        d.journal.looked_up(r, entry.nodeid)
+    return abi.ENTRY_OUT.pack(*abi.entry_fields(entry))
 
 
 def _getlk(

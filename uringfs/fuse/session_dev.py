@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
 from uringfs.fs.passthrough import PassthroughFs
+from uringfs.fs.state import State
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.mount import handed_device, mount, write_back
 from uringfs.fuse.mounts import Mount, mount_at, unmount
 from uringfs.fuse.request import Reply
+from uringfs.fuse.succession import Succession
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
 
 if TYPE_CHECKING:
@@ -56,13 +58,22 @@ class DevSession:
 
     name = "dev"
 
-    def __init__(self, fs: PassthroughFs, mountpoint: str, config: Config, mount: MountConfig):
+    def __init__(
+        self,
+        fs: PassthroughFs,
+        mountpoint: str,
+        config: Config,
+        mount: MountConfig,
+        state: State | None = None,
+    ) -> None:
+        """``state`` outlives the server: a session goes on where the last one ended."""
         self._fs = fs
         self._mountpoint = mountpoint
         self._mount_config = mount
         self._dispatcher = Dispatcher(
             fs, config, max_background=mount.max_background, max_write=MAX_WRITE
         )
+        self._succession = Succession(state, self._dispatcher, fs) if state else None
         self._device: io.FileIO
         self._mounted: Mount | None = None
         self._live: Callable[[], None] | None = None
@@ -92,15 +103,26 @@ class DevSession:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._live = live
-        self._device = io.FileIO(mount(self._mountpoint, self._mount_config), "r+")
+        kept = self._succession.device if self._succession else None
+        self._device = io.FileIO(self._mount() if kept is None else kept, "r+")
         try:
             if handed_device(self._mountpoint) is None:
                 self._mounted = mount_at(self._mountpoint)
+            if self._succession is not None and kept is not None:
+                await self._succession.resume(kept)
             self._listen()
+            if self._dispatcher.agreement is not None:
+                self._served()
             if not self._stopping:
                 await self._ended
         finally:
             await self._leave()
+
+    def _mount(self) -> int:
+        device = mount(self._mountpoint, self._mount_config)
+        if self._succession is not None:
+            self._succession.mounted(device)
+        return device
 
     def stop(self) -> None:
         """Let requests under way end, unmount, and have ``run`` return."""
@@ -177,6 +199,8 @@ class DevSession:
         loop.remove_reader(self._device)
         if self._pumped is not None:
             await self._pumped.close()
+        if self._succession is not None:
+            self._succession.unmounted()
         self._device.close()
 
     def _drain(self) -> None:

@@ -51,7 +51,7 @@ class Pump:
         self,
         ring: Ring,
         device: int,
-        handles: mmap.mmap,
+        handles: mmap.mmap | memoryview,
         *,
         slots: int,
         max_transfer: int,

@@ -1,0 +1,127 @@
+"""Mounts that are supervised, and what can be done to their servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.mount.conftest import fresh
+from tests.mount.harness import TROUBLE, Mounted, wait_until
+from uringfs.control import ask, socket_path
+
+KINDS = {
+    "dev-async": ("--async-io",),
+    "dev-sync": ("--no-async-io",),
+    "dev-unpumped": ("--async-io", "--no-pump"),
+}
+ENDED = "the server ended with"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.mount)
+
+
+class Supervised(Mounted):
+    """``process`` is the supervisor; ``expected`` is logged as an error and is none."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.expected = [ENDED]
+
+    @property
+    def server(self) -> int:
+        """The process id of the server that there is now."""
+        pid: int = ask(socket_path(str(self.path)), "status")["pid"]
+        return pid
+
+    @property
+    def deaths(self) -> int:
+        """How many servers have ended so far."""
+        return self.log().count(ENDED)
+
+    @property
+    def takeovers(self) -> int:
+        """How many were replaced."""
+        return self.log().count("took over")
+
+    def kill_server(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Have the server end, and another take over."""
+        before = self.takeovers
+        os.kill(self.child, number)
+        wait_until(lambda: self.takeovers > before, "another server to take over")
+
+    @property
+    def child(self) -> int:
+        """The server, by the supervisor's children: it need not answer."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    @contextmanager
+    def being_killed(self, every_s: float = 0.2) -> Iterator[None]:
+        """Kill the server again and again, as long as it lasts."""
+        done = threading.Event()
+
+        def kill() -> None:
+            while not done.wait(every_s):
+                self.kill_server()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            yield
+        finally:
+            done.set()
+            killer.join()
+
+    def new_trouble(self) -> str:
+        text = super().new_trouble()
+        lines = text.splitlines()
+        left = [line for line in lines if not any(each in line for each in self.expected)]
+        return text if TROUBLE.search("\n".join(left)) else ""
+
+
+class NewSupervised(Protocol):
+    """Makes a supervised mount that lives as long as the test."""
+
+    def __call__(self, *flags: str, source: Path | None = None) -> Supervised: ...
+
+
+@pytest.fixture
+def kind() -> tuple[str, ...]:
+    """Flags for one way to move data; some tests ask for each."""
+    return KINDS["dev-async"]
+
+
+@pytest.fixture
+def new_supervised(kind: tuple[str, ...], tmp_path: Path) -> Generator[NewSupervised]:
+    made: list[Supervised] = []
+
+    def make(*flags: str, source: Path | None = None) -> Supervised:
+        source = source or fresh(tmp_path, "source")
+        words = ("--supervise", *kind, *flags)
+        log = tmp_path / f"log{len(made)}"
+        made.append(Supervised(source, fresh(tmp_path, "mnt"), log, words))
+        made[-1].wait_live()
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for mounted in made:
+            mounted.end()
+            shutil.rmtree(mounted.source)
+
+
+@pytest.fixture
+def mount(new_supervised: NewSupervised) -> Supervised:
+    return new_supervised()

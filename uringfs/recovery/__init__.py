@@ -1,0 +1,1 @@
+"""A mount outlives its server: who watches it, and who takes over."""

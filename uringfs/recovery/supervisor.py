@@ -1,0 +1,119 @@
+"""The supervisor: holds every descriptor of the mount, and starts another server if one dies.
+
+It is the process that was started. It imports all that a server needs and makes servers of itself
+that share its table of descriptors, so a successor is there within milliseconds and finds device,
+files and locks under the numbers that they had. It does nothing else, so there is little that it
+could die of; should it, the server goes on, and says that the next death would be the mount's.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from uringfs.errors import Exit, UserError
+from uringfs.fs.kept import open_descriptors
+from uringfs.fs.state import State
+from uringfs.recovery.clone import clone_sharing_files, tell_of_parents_death
+
+log = logging.getLogger("uringfs.supervisor")
+
+ORPHANED = signal.SIGUSR1
+"""Tells a server that its supervisor is gone."""
+STOPPING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+HELD_BACK = STOPPING | {ORPHANED}
+"""Signals that come to a server blocked, until it has its handlers."""
+HANDING_OVER = 75
+"""Exit status of a server that has stopped for an upgrade (EX_TEMPFAIL of sysexits(3))."""
+MAX_FAILURES = 5
+"""Servers that may die one after the other before one is live."""
+
+
+class Supervisor:
+    """``supervise`` returns in each server that is made; the supervisor itself exits in it."""
+
+    def __init__(
+        self,
+        state: State,
+        give_up: Callable[[], None],
+        hand_over: Callable[[Supervisor], int | None],
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``give_up`` unmounts what nobody can serve any more.
+
+        ``hand_over`` has another program supervise, and returns this one's exit status once that
+        is not needed any more; None if the other cannot. ``started`` is called in each server.
+        """
+        self.state = state
+        self._give_up = give_up
+        self._hand_over = hand_over
+        self._started = started
+        self._stopping = False
+        self.own = open_descriptors()
+        """Descriptors that are neither the mount's nor a server's."""
+
+    def supervise(self) -> None:
+        """Return in a server. UserError where the kernel cannot share descriptors."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *HELD_BACK})
+        self.state.supervisor.set(os.getpid())
+        gc.freeze()
+        failures = 0
+        while True:
+            lives = self.state.lives.get()
+            self.state.starts.set(self.state.starts.get() + 1)
+            child = self._clone()
+            if child == 0:
+                self._become_server()
+                return
+            status = self._watch(child)
+            self.state.ended_ns.set(time.monotonic_ns())
+            if not self.state.device.get():
+                os._exit(status if status >= 0 else 128 - status)
+            if status == HANDING_OVER:
+                final = self._hand_over(self)
+                if final is not None:
+                    os._exit(final)
+                continue
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            log.error("the server ended with %s: starting another", how)
+            failures = 0 if self.state.lives.get() > lives else failures + 1
+            if failures == MAX_FAILURES:
+                log.critical("%d servers died before they were live: unmounting", failures)
+                self._give_up()
+                os._exit(Exit.FAILED)
+
+    def _clone(self) -> int:
+        try:
+            return clone_sharing_files()
+        except OSError as exc:
+            raise UserError(
+                Exit.FAILED, f"supervise: cannot share descriptors (clone3): {exc.strerror}"
+            ) from exc
+
+    def _become_server(self) -> None:
+        """In a process group of its own: a terminal's Ctrl-C is for the supervisor alone."""
+        supervisor = self.state.supervisor.get()
+        os.setpgid(0, 0)
+        tell_of_parents_death(ORPHANED)
+        if os.getppid() != supervisor:
+            os.kill(os.getpid(), ORPHANED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        gc.unfreeze()
+        self._started()
+
+    def _watch(self, child: int) -> int:
+        """Hand signals on until the child ends: its exit status, or the signal below 0."""
+        if self._stopping:
+            os.kill(child, signal.SIGTERM)
+        while True:
+            number = signal.sigwait({signal.SIGCHLD, *STOPPING})
+            if number != signal.SIGCHLD:
+                self._stopping = True
+                os.kill(child, signal.SIGTERM)
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
