@@ -294,6 +294,7 @@ def test_defaults_of_the_file_system() -> None:
         "no_opendir": False,
         "killpriv_v2": False,
         "inode_file_handles": InodeFileHandles.NEVER,
+        "nfs_export": False,
         "use_host_ino": False,
         "allow_direct_io": True,
         "seal_size": False,

@@ -234,6 +234,11 @@ class Config:
         "remember inodes by file handle, not by open descriptor: "
         "never (until descriptors run short), prefer, mandatory",
     )
+    nfs_export: bool = _switch(
+        False,
+        "file handles of clients (name_to_handle_at(2), NFS) outlive what the kernel forgets; "
+        "implies inode_file_handles=prefer",
+    )
     use_host_ino: bool = _switch(
         False,
         "inode numbers that differ between the file systems below the source: "
@@ -277,6 +282,9 @@ class MountConfig:
     noexec: bool = _switch(False, "run no programs from the mount")
     noatime: bool = _switch(
         False, "do not let reads through the mount change access times in the source"
+    )
+    watch: bool = _switch(
+        False, "tell the kernel at once what others change in the source (docs/watch.md)"
     )
     nonempty: bool = _switch(False, "mount over a directory that is not empty")
     fsname: str = _option(
@@ -484,8 +492,12 @@ def settle(config: Config) -> Config:
         off["no_open"] = "it needs cache_policy=always"
     for name, why in off.items():
         log.warning("%s is off: %s", name, why)
+    handles = config.inode_file_handles
+    if config.nfs_export and handles is InodeFileHandles.NEVER:
+        handles = InodeFileHandles.PREFER
     return dataclasses.replace(
         config,
+        inode_file_handles=handles,
         writeback=config.writeback and "writeback" not in off,
         no_open=config.no_open and "no_open" not in off,
         xattr=config.xattr or config.posix_acl or bool(config.xattrmap),
@@ -501,6 +513,8 @@ def build(values: Mapping[str, Any], *, source: str) -> tuple[Config, MountConfi
     }
     for name, value in values.items():
         given[OPTIONS[name].section][name] = value
+    if values.get("watch") and values.get("writeback"):
+        log.warning("with writeback the kernel keeps sizes and times to itself, watch or not")
     if values.get("posix_acl") and not values.get("default_permissions", True):
         raise ConfigError("posix_acl needs default_permissions: it is the kernel that decides")
     return (

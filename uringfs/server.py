@@ -27,6 +27,7 @@ from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.pseudo import Change
 from uringfs.fs.state import State
+from uringfs.fs.types import Stale
 from uringfs.fs.vfs import Mounted, Vfs
 from uringfs.fuse.mounts import mount_at, set_max_background, unmount
 from uringfs.limits import raise_nofile
@@ -56,8 +57,8 @@ class Session(Protocol):
     async def run(self, live: Callable[[], None]) -> None:
         """Mount, call ``live`` when the kernel has answered, serve, unmount."""
 
-    async def entry_changed(self, parent: int, name: bytes) -> None:
-        """Tell the kernel that an entry of a directory came or went."""
+    async def tell(self, stale: Stale) -> None:
+        """Have the kernel forget that."""
 
     def use_ring(self, ring: Ring, no_fsetid: int) -> None:
         """Work on the ring where it can; ``no_fsetid`` is a personality without CAP_FSETID."""
@@ -155,6 +156,7 @@ class Server:
     async def _serve(self) -> None:
         self._fs = fs = self._make_fs(self._back_end(self._ring is not None))
         self._session = session = self._make_session(fs)
+        self._watch(fs)
         self._join_ring()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -199,6 +201,12 @@ class Server:
         except OSError as exc:
             raise UserError(Exit.SOURCE, f"source {self._source}: {exc.strerror}") from exc
         return fs
+
+    def _watch(self, fs: PassthroughFs) -> None:
+        try:
+            fs.watch(self._session.tell)
+        except OSError as exc:
+            raise UserError(Exit.FAILED, f"watch: {exc.strerror}") from exc
 
     def _make_session(self, fs: PassthroughFs) -> Session:
         try:
@@ -341,7 +349,7 @@ class Server:
         change = _enter(vfs, source)
         self._sources[source.path] = source
         log.info("%s is mounted at %s", source.config.root_dir, source.path)
-        await self._session.entry_changed(change.directory.nodeid, change.name)
+        await self._session.tell(change.stale)
         return self._mounts()
 
     async def _unmount_source(self, value: str | None, *, detach: bool) -> Mapping[str, Any]:
@@ -353,7 +361,7 @@ class Server:
             advice = "; close what is open, or detach it" if exc.errno == errno.EBUSY else ""
             raise UserError(Exit.FAILED, f"{value}: {why}{advice}") from exc
         source = self._sources.pop(path)
-        await self._session.entry_changed(change.directory.nodeid, change.name)
+        await self._session.tell(change.stale)
         log.info("%s is not mounted at %s any more", source.config.root_dir, path)
         return self._mounts()
 

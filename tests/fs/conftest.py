@@ -18,7 +18,7 @@ from uringfs.fs.io import FileIO
 from uringfs.fs.io_ring import RingFileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.passthrough import PassthroughFs
-from uringfs.fs.types import ROOT_ID, Entry, Features, OwnedFd
+from uringfs.fs.types import ROOT_ID, Dirent, Entry, Features, OwnedFd
 from uringfs.ring import Ring, RingEventLoop
 
 T = TypeVar("T")
@@ -134,6 +134,17 @@ class Tree:
 
     def write(self, nodeid: int, fh: int, data: bytes, offset: int = 0, **more: Any) -> int:
         return self.do(self.fs.write(nodeid, fh, [memoryview(data)], offset, **more))
+
+    def entries(self, nodeid: int, fh: int, offset: int = 0, size: int = 4096) -> list[Dirent]:
+        """All that a directory holds from ``offset`` on, in pieces of ``size`` bytes at most.
+
+        getdents64(2) stops after any entry if a signal has come: one piece need not be all.
+        """
+        found = []
+        while piece := self.do(self.fs.readdir(nodeid, fh, offset, size)):
+            found += piece
+            offset = piece[-1][1]
+        return found
 
 
 class NewTree(Protocol):

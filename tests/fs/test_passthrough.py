@@ -39,7 +39,7 @@ def test_no_open_needs_the_option_and_the_kernel(
         assert tree.write(nodeid, 0, b"DA") == 2
         assert tree.error(tree.fs.fsync(nodeid, 0, False)) is None
         assert tree.error(tree.fs.flush(nodeid, 0)) == "ENOSYS"
-        names = {entry[-1] for entry in tree.do(tree.fs.readdir(ROOT_ID, 0, 0, 4096))}
+        names = {entry[-1] for entry in tree.entries(ROOT_ID, 0)}
         assert names == {b".", b"..", b"file"}
         assert (tree.top / "file").read_bytes() == b"DAta"
         for name in (b"file", b"new"):  # what exists, and what does not

@@ -57,8 +57,9 @@ def test_an_option_asks_for_its_flag(
 
 
 def test_without_options_the_kernel_sends_groups_and_no_feature_is_on() -> None:
-    assert agree().features == Features(create_supp_group=True, direct_io_mmap=True)
-    without = InitFlags.CREATE_SUPP_GROUP | InitFlags.DIRECT_IO_ALLOW_MMAP
+    always = Features(create_supp_group=True, direct_io_mmap=True, submounts=True)
+    assert agree().features == always
+    without = InitFlags.CREATE_SUPP_GROUP | InitFlags.DIRECT_IO_ALLOW_MMAP | InitFlags.SUBMOUNTS
     assert agree(EVERYTHING & ~without).features == Features()
 
 

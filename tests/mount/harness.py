@@ -46,6 +46,11 @@ COMBINATIONS.append(
 WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
 """For what has nothing to do with threads, or with the pump."""
 
+ONE_OF_EACH = [
+    each for each in COMBINATIONS if each.name in ("dev-async", "dev-sync", "pyfuse3-async")
+]
+"""Both sessions and both kinds of I/O, for what takes long."""
+
 
 def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""

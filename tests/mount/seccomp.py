@@ -1,8 +1,9 @@
-"""A seccomp filter (seccomp(2)) under which io_uring_setup fails, as in many containers."""
+"""A seccomp filter (seccomp(2)) under which a system call fails, as in many containers."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import struct
 from collections.abc import Callable
 
@@ -13,13 +14,19 @@ SECCOMP_RET_ERRNO = 0x00050000
 SECCOMP_RET_ALLOW = 0x7FFF0000
 BPF_LOAD_WORD, BPF_JUMP_EQUAL, BPF_RETURN = 0x20, 0x15, 0x06
 IO_URING_SETUP = 425  # on every architecture
+FANOTIFY_INIT = 300 if platform.machine() == "x86_64" else 262
 
 
 def deny_io_uring(code: int) -> Callable[[], None]:
     """What a child runs before exec, so that io_uring_setup(2) fails with errno ``code``."""
+    return deny(IO_URING_SETUP, code)
+
+
+def deny(number: int, code: int) -> Callable[[], None]:
+    """The same for the system call of that number."""
     instructions = (
         (BPF_LOAD_WORD, 0, 0, 0),  # seccomp_data.nr
-        (BPF_JUMP_EQUAL, 0, 1, IO_URING_SETUP),
+        (BPF_JUMP_EQUAL, 0, 1, number),
         (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | code),
         (BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW),
     )

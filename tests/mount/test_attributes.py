@@ -212,7 +212,7 @@ VALUES = [b"", b"text", bytes(range(256)), b"x" * 2000]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=["empty", "text", "binary", "long"])
-@pytest.mark.parametrize("name", ["user.test", "user.\u2603", "trusted.test"])
+@pytest.mark.parametrize("name", ["user.test", "user.\u2603", "trusted.test", "security.test"])
 def test_extended_attributes(pair: Pair, name: str, value: bytes) -> None:
     def operation(top: Path) -> list[object]:
         path = top / "file"

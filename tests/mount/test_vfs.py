@@ -16,20 +16,15 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import COMBINATIONS, Combination, Mounted, uringfs, wait_until
+from tests.mount.harness import ONE_OF_EACH, Combination, Mounted, uringfs, wait_until
 from tests.mount.trees import Pair, differences, outcome_of, tree
 from uringfs.control import ask, socket_path
 from uringfs.errors import Exit
 
-SERVED = ("dev-async", "dev-sync", "pyfuse3-async")
 SOURCES = {"a/b/images": "", "a/data": "", "iso": ",ro"}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[each for each in COMBINATIONS if each.name in SERVED],
-    ids=lambda each: each.name,
-)
+@pytest.fixture(scope="module", params=ONE_OF_EACH, ids=lambda each: each.name)
 def combination(request: pytest.FixtureRequest) -> Combination:
     found: Combination = request.param
     return found

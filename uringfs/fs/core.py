@@ -16,7 +16,7 @@ from uringfs.config import CachePolicy, Config, InodeFileHandles
 from uringfs.fs import syscalls
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
-from uringfs.fs.handles import LIST, Handle, HandleMap
+from uringfs.fs.handles import Handle, HandleMap
 from uringfs.fs.inodes import InodeMap, mount_key
 from uringfs.fs.io import FileIO
 from uringfs.fs.types import (
@@ -25,11 +25,13 @@ from uringfs.fs.types import (
     Fopen,
     OwnedFd,
     Statx,
+    Tell,
     is_safe_inode,
 )
 
 log = logging.getLogger(__name__)
 
+FUSE_ATTR_SUBMOUNT = 1 << 0
 FUSE_ATTR_DAX = 1 << 1
 
 # Made once, since an enumeration takes its time to combine them.
@@ -84,7 +86,7 @@ class Core:
             return
         path = OwnedFd(os.open(self.config.root_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.umask(0)
-        self.inodes.insert_root(self.key_of(path), syscalls.statx(path.fd))
+        self.inodes.insert_root(self._key_of(path), syscalls.statx(path.fd))
         self._hold_mount(path)
 
     def resume(self) -> None:
@@ -141,6 +143,9 @@ class Core:
         if self.config.do_import:
             self.import_()
 
+    def watch(self, tell: Tell) -> None:
+        """Tell the kernel what others change; nothing, without the layer for that (watch.py)."""
+
     def destroy(self) -> None:
         """Forget every inode and close every handle; ``import_`` starts anew."""
         self.handles.clear()
@@ -195,14 +200,13 @@ class Core:
     def _enter(self, path: OwnedFd) -> Entry:
         """Count a lookup of the file behind an O_PATH descriptor."""
         attr = syscalls.statx(path.fd)
-        inode = self.inodes.lookup(self.key_of(path), attr)
+        inode = self.inodes.lookup(self._key_of(path), attr)
         return Entry(
             inode.nodeid, 0, self._shown(attr), self.attr_flags(attr),
             *self._timeouts[stat.S_ISDIR(attr.mode)],
         )  # fmt: skip
 
-    def key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
-        """What an inode is remembered by, of its O_PATH descriptor."""
+    def _key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
         if self.inodes.by_handle:
             handle = self.mount_fds.handle_of(path.fd)
             if handle is not None:
@@ -220,11 +224,22 @@ class Core:
         return attr._replace(ino=self.inodes.number(attr.ino, mount_key(attr)))
 
     def attr_flags(self, attr: Statx) -> int:
-        """FUSE_ATTR_* for a file: whether the client may map it with DAX."""
-        limit = self.config.dax_file_size
+        """FUSE_ATTR_* for a file: whether the client may map it with DAX, or has to mount it."""
+        flags, limit = 0, self.config.dax_file_size
         if limit is not None and self.features.perfile_dax and attr.size >= limit:
-            return FUSE_ATTR_DAX
-        return 0
+            flags |= FUSE_ATTR_DAX
+        if self.features.submounts and self._is_submount(attr):
+            flags |= FUSE_ATTR_SUBMOUNT
+        return flags
+
+    def _is_submount(self, attr: Statx) -> bool:
+        """Whether something is mounted there; the root may be such a place, but is none to clients.
+
+        Not known to kernels before Linux 5.8.
+        """
+        if not (attr.attributes & syscalls.STATX_ATTR_MOUNT_ROOT and stat.S_ISDIR(attr.mode)):
+            return False
+        return mount_key(attr) != self.inodes.get(self.inodes.root_id).ids
 
     async def _open_inode(self, nodeid: int, flags: int, *, kill_suidgid: bool = False) -> OwnedFd:
         """Open a regular file or directory for real; EBADF for anything else."""
@@ -264,12 +279,8 @@ class Core:
         return mode
 
     def reopen_now(self, path_fd: int, flags: int) -> int:
-        """Open for real what an O_PATH descriptor stands for; it must be safe to open."""
+        """Open an O_PATH descriptor for real."""
         return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
-
-    def dir_traits(self) -> int:
-        """What compiled code may know of an open directory."""
-        return 0 if self.config.no_readdir or self.inodes.numbered else LIST
 
     def _fopen_dir(self) -> Fopen:
         """How the kernel is to treat an open directory, by the cache policy."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
+from uringfs.fs.remembered import Remembered
 from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class InodeMap:
         self._modes: dict[int, int] = {}
         self._by_handle: dict[FileHandle, Inode] = {}
         self._next_nodeid = self.root_id + 1
+        self.remembered: Remembered | None = None
+        """What is kept of inodes that were forgotten, if anything is."""
         self.numbered = False
         """Whether clients see :meth:`number` as inode numbers; see :meth:`prefer_ino`."""
         if base:
@@ -105,6 +108,18 @@ class InodeMap:
         if inode is None:
             raise OSError(errno.EBADF, f"unknown node id {nodeid}")
         return inode
+
+    def mounts(self) -> Iterator[OnMount]:
+        """The inodes of each mount."""
+        return iter(self._by_ids.values())
+
+    def on_device(self, device: tuple[int, int]) -> Iterator[OnMount]:
+        """The inodes of each mount that a device is known by."""
+        return (mount for mount in self.mounts() if mount.key[:2] == device)
+
+    def of_file(self, device: tuple[int, int], ino: int) -> list[int]:
+        """The node ids of a file: as many as mounts that it is known by."""
+        return [mount[ino].nodeid for mount in self.on_device(device) if ino in mount]
 
     def open(self, nodeid: int) -> OwnedFd:
         """An O_PATH descriptor of the inode: its own, or one opened from its file handle."""
@@ -132,7 +147,7 @@ class InodeMap:
         if inode is None:
             if isinstance(file, OwnedFd):
                 self._descriptors.keep(file)
-            inode = self._enter(self._new_nodeid(attr), file, attr)
+            inode = self._enter(self._new_nodeid(file, attr), file, attr)
         else:
             if isinstance(file, bytes) and isinstance(inode.file, OwnedFd):
                 self._give_up(inode, file)
@@ -148,13 +163,6 @@ class InodeMap:
         inode.lookups = max(0 if nodeid != self.root_id else ROOT_LOOKUPS, inode.lookups - count)
         if inode.lookups == 0:
             self._remove(inode)
-
-    def restore(self, nodeid: int, file: OwnedFd | FileHandle, attr: Statx, lookups: int) -> None:
-        """Enter an inode under the node id it had; OSError EEXIST: that is taken."""
-        if nodeid in self._by_nodeid:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        self._enter(nodeid, file, attr).lookups = min(max(lookups, 1), MAX_LOOKUPS)
-        self._next_nodeid = max(self._next_nodeid, nodeid + 1)
 
     def is_idle(self) -> bool:
         """Whether the kernel knows nothing of it any more, not even the root."""
@@ -227,11 +235,15 @@ class InodeMap:
         self._by_handle[handle] = inode
         self._mount_fds.hold(handle)
 
-    def _new_nodeid(self, attr: Statx) -> int:
+    def _new_nodeid(self, file: OwnedFd | FileHandle, attr: Statx) -> int:
+        if self.remembered is not None and isinstance(file, bytes):
+            nodeid = self.remembered.take(file)
+            if nodeid is not None:
+                return nodeid
         if self.numbered:
             number = self.number(attr.ino, mount_key(attr))
             fits = ROOT_ID < number ^ self._base < FIRST_ARTIFICIAL_NODEID
-            if fits and number not in self._by_nodeid:
+            if fits and not self._is_taken(number):
                 return number
         return self._take_nodeid()
 
@@ -239,6 +251,11 @@ class InodeMap:
         nodeid = self._next_nodeid
         self._next_nodeid += 1
         return nodeid
+
+    def _is_taken(self, nodeid: int) -> bool:
+        return nodeid in self._by_nodeid or (
+            self.remembered is not None and nodeid in self.remembered
+        )
 
     def _find(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode | None:
         if isinstance(file, bytes):
@@ -279,6 +296,9 @@ class InodeMap:
         if isinstance(inode.file, bytes):
             del self._by_handle[inode.file]
             self._mount_fds.drop(inode.file)
+            root = self._by_nodeid.get(self.root_id)
+            if self.remembered is not None and root is not None and mount is root.mount:
+                self.remembered.keep(inode.nodeid, inode.file)
 
 
 def mount_key(attr: Statx) -> MountKey:

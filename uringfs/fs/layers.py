@@ -12,10 +12,12 @@ from typing import TypeVar
 
 from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs import syscalls
+from uringfs.fs.exported import Exported
 from uringfs.fs.io import FileIO
 from uringfs.fs.mapped import IdMapped, XattrMapped
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.readonly import NoAtime, ReadOnly
+from uringfs.fs.watch import Watched
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,10 @@ def layered(base: type[Fs], config: Config, mount: MountConfig) -> type[Fs]:
         layers.append(IdMapped)
     if config.xattrmap:
         layers.append(XattrMapped)
+    if config.nfs_export:
+        layers.append(Exported)
+    if mount.watch:
+        layers.append(Watched)
     if (mount.noatime or mount.ro) and _keeps_atime():
         layers.append(NoAtime)
     if not layers:

@@ -7,6 +7,7 @@ import os
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import OPEN_FLAGS, Core, check_name
+from uringfs.fs.handles import LIST
 from uringfs.fs.types import Caller, Dirent, Entry, Opened, OwnedFd
 
 
@@ -20,13 +21,21 @@ class NameOps(Core):
         """
         if b"/" in name or not name:
             raise OSError(errno.EINVAL, f"{name!r} is no name")
+        if name == b"." or (name == b".." and parent == self.inodes.root_id):
+            return self._enter(self._by_nodeid(parent))
         directory = self.inodes.open(parent)
         if name == b"..":
-            if parent == self.inodes.root_id:
-                name = b"."
-            else:
-                self._check_beneath_root(directory)
+            self._check_beneath_root(directory)
         return await self._lookup_at(directory.fd, name)
+
+    def _by_nodeid(self, nodeid: int) -> OwnedFd:
+        """The file of which a client has a file handle (open_by_handle_at(2), NFS).
+
+        OSError ESTALE for what the kernel has forgotten.
+        """
+        if nodeid not in self.inodes:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.inodes.open(nodeid)
 
     def _check_beneath_root(self, directory: OwnedFd) -> None:
         """ESTALE for a directory that was moved out of the tree: its parents are not ours to show.
@@ -37,7 +46,10 @@ class NameOps(Core):
         root = self.inodes.get(self.inodes.root_id)
         current = directory
         while True:
-            above = OwnedFd(os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=current.fd))
+            try:
+                above = OwnedFd(os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=current.fd))
+            except FileNotFoundError:  # moved out of a bind mount, says the kernel
+                raise OSError(errno.ESTALE, "directory lies outside its mount") from None
             here, there = syscalls.statx(current.fd), syscalls.statx(above.fd)
             if (here.ino, here.dev) == (there.ino, there.dev):
                 raise OSError(errno.ESTALE, "directory lies outside the tree")
@@ -118,7 +130,8 @@ class NameOps(Core):
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
         self.descriptors.keep(file)
-        traits = self.dir_traits()
+        as_it_is = not self.config.no_readdir and not self.inodes.numbered
+        traits = LIST if as_it_is else 0
         return Opened(
             self.handles.insert(nodeid, file, flags & OPEN_FLAGS, traits), self._fopen_dir()
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from uringfs.fs.syscalls import STATX_BASIC_STATS
-from uringfs.fs.types import ROOT_ID, Dirent, Statx
+from uringfs.fs.types import ROOT_ID, Dirent, Stale, Statx
 
 MODE = stat.S_IFDIR | 0o555
 BLOCK_SIZE = 4096
@@ -73,6 +73,12 @@ class Change(NamedTuple, Generic[Leaf]):
 
     directory: PseudoDir[Leaf]
     name: bytes
+
+    @property
+    def stale(self) -> Stale:
+        """What the kernel has to forget."""
+        nodeid = self.directory.nodeid
+        return Stale(names=((nodeid, self.name, True),), data=(nodeid,))
 
 
 class PseudoTree(Generic[Leaf]):

@@ -23,9 +23,10 @@ AT_EACCESS = 0x200
 STATX_BASIC_STATS = 0x7FF
 STATX_BTIME = 0x800
 STATX_MNT_ID = 0x1000
-RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
+STATX_ATTR_MOUNT_ROOT = 0x2000
 RESOLVE_CACHED = 0x20
 MAX_HANDLE_SZ = 128
+_FSID_AT = 7 * ctypes.sizeof(ctypes.c_long)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _int, _uint, _long = ctypes.c_int, ctypes.c_uint, ctypes.c_long
@@ -48,6 +49,11 @@ _getdents64 = _bind("getdents64", _int, _ptr, _size, restype=_long)
 _faccessat = _bind("faccessat", _int, _str, _int, _int)
 _linkat = _bind("linkat", _int, _str, _int, _str, _int)
 _fstatfs = _bind("fstatfs", _int, _ptr)
+_fanotify_init = _bind("fanotify_init", _uint, _uint)
+_fanotify_mark = _bind("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _str)
+_inotify_init1 = _bind("inotify_init1", _int)
+_inotify_add_watch = _bind("inotify_add_watch", _int, _str, ctypes.c_uint32)
+_inotify_rm_watch = _bind("inotify_rm_watch", _int, _int)
 _syncfs = _bind("syncfs", _int)
 _capget = _bind("capget", _ptr, _ptr)
 _capset = _bind("capset", _ptr, _ptr)
@@ -136,6 +142,50 @@ def fstatfs_type(fd: int) -> int:
     if _fstatfs(fd, buf) != 0:
         _raise()
     return ctypes.c_ulong.from_buffer(buf).value & 0xFFFFFFFF
+
+
+def fstatfs_fsid(fd: int) -> bytes:
+    """The number of the file system (fstatfs(2), f_fsid), as events of fanotify(7) have it."""
+    buf = ctypes.create_string_buffer(256)
+    if _fstatfs(fd, buf) != 0:
+        _raise()
+    return buf.raw[_FSID_AT : _FSID_AT + 8]
+
+
+def fanotify_init(flags: int) -> int:
+    """fanotify_init(2)."""
+    fd: int = _fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC)
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def fanotify_mark(fd: int, flags: int, mask: int, path: bytes) -> None:
+    """fanotify_mark(2)."""
+    if _fanotify_mark(fd, flags, mask, AT_FDCWD, path) != 0:
+        _raise(path)
+
+
+def inotify_init(flags: int) -> int:
+    """inotify_init1(2)."""
+    fd: int = _inotify_init1(flags)
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    """inotify_add_watch(2): the watch descriptor."""
+    wd: int = _inotify_add_watch(fd, path, mask)
+    if wd < 0:
+        _raise(path)
+    return wd
+
+
+def inotify_rm_watch(fd: int, wd: int) -> None:
+    """inotify_rm_watch(2)."""
+    if _inotify_rm_watch(fd, wd) != 0:
+        _raise()
 
 
 def syncfs(fd: int) -> None:

@@ -9,7 +9,7 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -122,6 +122,24 @@ class Entry(NamedTuple):
     attr_timeout: float
 
 
+class Stale(NamedTuple):
+    """What the kernel must not go on believing: somebody else changed it.
+
+    ``names`` are entries by directory and name, and whether it is gone, rather than to be looked
+    up again; ``data`` and ``attributes`` are node ids: files whose contents and attributes, or
+    attributes alone, have changed, and directories whose listing has.
+    """
+
+    names: Collection[tuple[int, bytes, bool]] = ()
+    data: Collection[int] = ()
+    attributes: Collection[int] = ()
+    every_name: bool = False
+    """Any name may be wrong."""
+
+
+Tell = Callable[[Stale], Awaitable[None]]
+
+
 class Fopen(enum.IntFlag):
     """How the kernel is to treat an open file (FOPEN_* of linux/fuse.h)."""
 
@@ -187,6 +205,8 @@ class Features:
     perfile_dax: bool = False
     direct_io_mmap: bool = False
     """Files opened with ``Fopen.DIRECT_IO`` can be mapped shared."""
+    submounts: bool = False
+    """Clients show a directory on which something is mounted as a file system of its own."""
     posix_acl: bool = False
     create_supp_group: bool = False
 

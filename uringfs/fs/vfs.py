@@ -30,6 +30,7 @@ from uringfs.fs.types import (
     Opened,
     OwnedFd,
     Statx,
+    Tell,
 )
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Vfs(PassthroughFs):
         self._paths: dict[str, Mounted] = {}
         self._tree: PseudoTree[Mounted] = PseudoTree()
         self._last_index = 0
+        self._tell: Tell | None = None
         super().__init__(config, io)
         self._pseudo_file = OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
@@ -122,6 +124,8 @@ class Vfs(PassthroughFs):
         source.import_()
         source.negotiated(self.features)
         try:
+            if self._tell is not None:
+                source.watch(self._tell)
             source.directory, change = self._tree.add(_names(path), source)
         except OSError:
             source.leave()
@@ -179,6 +183,11 @@ class Vfs(PassthroughFs):
         self.features = features
         for source in self._sources.values():
             source.negotiated(features)
+
+    def watch(self, tell: Tell) -> None:
+        self._tell = tell
+        for source in self._sources.values():
+            source.watch(tell)
 
     def leave(self) -> None:
         self.locks.clear()

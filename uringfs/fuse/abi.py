@@ -23,6 +23,8 @@ FUSE_INVALID_UIDGID = 0xFFFFFFFF
 FUSE_NOTIFY_INVAL_INODE = 2
 FUSE_NOTIFY_INVAL_ENTRY = 3
 FUSE_NOTIFY_RESEND = 7
+FUSE_NOTIFY_INC_EPOCH = 8
+FUSE_EXPIRE_ONLY = 1 << 0
 
 
 class Opcode(enum.IntEnum):
@@ -249,10 +251,13 @@ _STATX_SENT = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME: the mount id is the serv
 
 
 @lru_cache(maxsize=64)
-def changed_entry(parent: int, name: bytes) -> tuple[bytes, bytes]:
-    """Two notifications: to forget the attributes of a directory, and an entry in it."""
-    entry = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), 0) + name + b"\0"
-    return changed_attributes(parent), _notification(FUSE_NOTIFY_INVAL_ENTRY, entry)
+def split_timeout(seconds: float) -> tuple[int, int]:
+    """Seconds as whole seconds and nanoseconds, rounded to the nearest."""
+    return divmod(round(seconds * 1_000_000_000), 1_000_000_000)
+
+
+def _notification(code: int, body: bytes = b"") -> bytes:
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
 
 
 def changed_attributes(nodeid: int) -> bytes:
@@ -260,18 +265,25 @@ def changed_attributes(nodeid: int) -> bytes:
     return _notification(FUSE_NOTIFY_INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(nodeid, -1, 0))
 
 
+def changed_inode(nodeid: int) -> bytes:
+    """A notification to forget the attributes of an inode, and its data or listing."""
+    return _notification(FUSE_NOTIFY_INVAL_INODE, NOTIFY_INVAL_INODE_OUT.pack(nodeid, 0, 0))
+
+
+def changed_entry(parent: int, name: bytes, flags: int = 0) -> bytes:
+    """A notification to forget an entry, or with FUSE_EXPIRE_ONLY to look it up again."""
+    body = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags) + name + b"\0"
+    return _notification(FUSE_NOTIFY_INVAL_ENTRY, body)
+
+
+def changed_names() -> bytes:
+    """A notification to forget every entry; EINVAL before Linux 6.17."""
+    return _notification(FUSE_NOTIFY_INC_EPOCH)
+
+
 def resend() -> bytes:
     """A notification to send again what was sent and not answered."""
-    return _notification(FUSE_NOTIFY_RESEND, b"")
-
-
-def _notification(code: int, body: bytes) -> bytes:
-    return OUT_HEADER.pack(OUT_HEADER.size + len(body), code, 0) + body
-
-
-def split_timeout(seconds: float) -> tuple[int, int]:
-    """Seconds as whole seconds and nanoseconds, rounded to the nearest."""
-    return divmod(round(seconds * 1_000_000_000), 1_000_000_000)
+    return _notification(FUSE_NOTIFY_RESEND)
 
 
 def encode_dev(major: int, minor: int) -> int:

@@ -29,10 +29,11 @@ _ALWAYS = (
     | InitFlags.FLOCK_LOCKS
     | InitFlags.CREATE_SUPP_GROUP  # create with the directory's group as supplementary group
     | InitFlags.DIRECT_IO_ALLOW_MMAP  # cache_policy=never would forbid shared mappings otherwise
+    | InitFlags.SUBMOUNTS  # what is mounted below the source is mounted by clients (virtiofs alone)
     | InitFlags.ABORT_ERROR  # an aborted connection reads ECONNABORTED, an unmounted one ENODEV
 )
-"""Left alone: SPLICE_* (data goes through page-aligned slots), HANDLE_KILLPRIV (V2 says when),
-SUBMOUNTS and ALLOW_IDMAP."""
+"""Left alone: SPLICE_* (data goes through page-aligned slots), HANDLE_KILLPRIV (V2 says when)
+and ALLOW_IDMAP."""
 
 _POSIX_ACL = (
     InitFlags.POSIX_ACL  # the kernel reads ACLs and decides by them
@@ -95,6 +96,7 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
         killpriv_v2=InitFlags.HANDLE_KILLPRIV_V2 in flags,
         perfile_dax=InitFlags.HAS_INODE_DAX in flags,
         direct_io_mmap=InitFlags.DIRECT_IO_ALLOW_MMAP in flags,
+        submounts=InitFlags.SUBMOUNTS in flags,
         posix_acl=InitFlags.POSIX_ACL in flags,
         create_supp_group=InitFlags.CREATE_SUPP_GROUP in flags,
     )

@@ -69,7 +69,8 @@ class Seam:
     def __init__(self) -> None:
         self.lowlevel = self.from_thread = self
         self._poll = select.poll()
-        self._polled: int | None = None
+        self.device: int | None = None
+        """The device that libfuse reads, from its first request on."""
         self._served = 0
         self._waiter: asyncio.Future[None] | None = None
 
@@ -80,9 +81,9 @@ class Seam:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when the device has a request; raise ClosedResourceError once it is closing."""
-        if self._polled != fd:
+        if self.device != fd:
             self._poll.register(fd, select.POLLIN)
-            self._polled = fd
+            self.device = fd
         self._served += 1
         if self._served % REQUESTS_PER_TURN == 0:
             await asyncio.sleep(0)

@@ -12,18 +12,20 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import State
+from uringfs.fs.types import Stale
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.mount import handed_device, mount, write_back
 from uringfs.fuse.mounts import Mount, mount_at, unmount
+from uringfs.fuse.notify import Notifier
 from uringfs.fuse.request import Reply
 from uringfs.fuse.succession import Succession
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
@@ -84,7 +86,7 @@ class DevSession:
         self._ring: Ring | None = None
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
-        self._telling: set[asyncio.Future[None]] = set()
+        self._notifier = Notifier()
 
     @property
     def requests(self) -> dict[str, int]:
@@ -111,6 +113,7 @@ class DevSession:
             if self._succession is not None and kept is not None:
                 await self._succession.resume(kept)
             self._listen()
+            self._notifier.start(self._device.fileno())
             if self._dispatcher.agreement is not None:
                 self._served()
             if not self._stopping:
@@ -141,24 +144,9 @@ class DevSession:
         if self._pumped is not None:
             self._pumped.pump.fast = on
 
-    async def entry_changed(self, parent: int, name: bytes) -> None:
-        """Have the kernel forget what it knows of that entry, and the directory's attributes.
-
-        In a thread: the kernel may wait for a lookup that this loop has to answer.
-        """
-        loop = asyncio.get_running_loop()
-        telling = loop.run_in_executor(None, self._notify, abi.changed_entry(parent, name))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
-        await telling
-
-    def _notify(self, notifications: Sequence[bytes]) -> None:
-        for each in notifications:
-            try:
-                os.write(self._device.fileno(), each)
-            except OSError as exc:
-                if exc.errno != errno.ENOENT:  # it knows nothing of it
-                    log.warning("the kernel goes on with what it knows: %s", exc.strerror)
+    async def tell(self, stale: Stale) -> None:
+        """Have the kernel forget that."""
+        await self._notifier.tell(stale)
 
     def _listen(self) -> None:
         if self._ring is not None:
@@ -190,8 +178,7 @@ class DevSession:
 
     async def _leave(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._telling:
-            await asyncio.wait(self._telling)
+        await self._notifier.close()
         if self._mounted is not None:
             # In a thread: unmounting waits for what this loop has to answer.
             await loop.run_in_executor(None, _detach, self._mounted)

@@ -8,9 +8,7 @@ had; and what it shows as inode number is the node id, for which the inode numbe
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import mmap
@@ -26,7 +24,18 @@ import pyfuse3
 from uringfs.config import Config, ConfigError, MountConfig
 from uringfs.fs.errors import errno_of
 from uringfs.fs.passthrough import PassthroughFs
-from uringfs.fs.types import ROOT_ID, Caller, Entry, Features, Fopen, SetAttr, Statx, Timespec
+from uringfs.fs.types import (
+    ROOT_ID,
+    Caller,
+    Entry,
+    Features,
+    Fopen,
+    SetAttr,
+    Stale,
+    Statx,
+    Timespec,
+)
+from uringfs.fuse.notify import Notifier
 from uringfs.fuse.pyfuse3_loop import Seam
 
 log = logging.getLogger(__name__)
@@ -76,6 +85,7 @@ class Pyfuse3Session:
         self._mountpoint = mountpoint
         self._options = _mount_options(mount)
         self._seam = Seam()
+        self._notifier = Notifier()
         self._stopping = False
         self._operations = _Operations(fs, config)
 
@@ -93,6 +103,7 @@ class Pyfuse3Session:
             if not self._stopping:
                 await pyfuse3.main(min_tasks=MAX_WORKERS, max_tasks=MAX_WORKERS)
         finally:
+            await self._notifier.close()
             pyfuse3.close(unmount=True)
 
     def use_ring(self, ring: object, no_fsetid: int) -> None:
@@ -101,10 +112,11 @@ class Pyfuse3Session:
     def set_async(self, on: bool) -> None:
         """As above."""
 
-    async def entry_changed(self, parent: int, name: bytes) -> None:
+    async def tell(self, stale: Stale) -> None:
         """See DevSession."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, _notify, parent, name)
+        if self._seam.device is not None:  # else there has been no request yet
+            self._notifier.start(self._seam.device)
+            await self._notifier.tell(stale)
 
     def stop(self) -> None:
         """Take no more requests; ``run`` answers those under way, unmounts and returns."""
@@ -116,15 +128,6 @@ class Pyfuse3Session:
     def requests(self) -> dict[str, int]:
         """How many requests were served, by operation."""
         return dict(self._operations.counts)
-
-
-def _notify(parent: int, name: bytes) -> None:
-    try:
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(parent), attr_only=True)
-        pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), name)
-    except OSError as exc:
-        if exc.errno != errno.ENOENT:  # it knows nothing of it
-            log.warning("the kernel goes on with what it knows: %s", exc.strerror)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from tests.vhost.guests import initramfs
 from tests.vhost.guests.debian import Kernel, Unavailable, cloud_kernel, user_mode_kernel
-from tests.vhost.guests.machines import QEMU, Guest, booted, qemu, uml
+from tests.vhost.guests.machines import LSM, QEMU, Guest, booted, qemu, uml
 
 SOURCE = Path(__file__).parent / "guest.c"
 
@@ -66,7 +66,9 @@ def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..
     with contextlib.ExitStack() as stack:
         count = 0
 
-        def boot(machine: str, task: str, socket: Path, request_queues: int = 1) -> Guest:
+        def boot(
+            machine: str, task: str, socket: Path, request_queues: int = 1, lsm: str = LSM
+        ) -> Guest:
             nonlocal count
             count += 1
             place = tmp_path / f"guest-{count}"
@@ -76,7 +78,7 @@ def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..
             if machine == "qemu":
                 command = qemu(kind.kernel, initrd, share=socket, request_queues=request_queues)
             else:
-                command = uml(kind.kernel, initrd, socket)
+                command = uml(kind.kernel, initrd, socket, lsm)
             return stack.enter_context(booted(command, place / "console"))
 
         yield boot

@@ -16,8 +16,10 @@ from tests.vhost.guests.debian import Kernel
 QEMU = "qemu-system-x86_64"
 BOOT_S = 60.0
 TAG = "share"
-WORDS = ("quiet", "panic=-1", "lsm=capability")
-"""For every kernel; one with SELinux would label each new file."""
+WORDS = ("quiet", "panic=-1")
+"""For every kernel."""
+LSM = "capability"
+"""A kernel with SELinux would label each new file."""
 VIRTIO_FS = 26
 """The device's number (Virtual I/O Device specification, 5)."""
 
@@ -66,11 +68,11 @@ def booted(command: Sequence[str | Path], console: Path) -> Iterator[Guest]:
         guest.kill()
 
 
-def uml(kernel: Kernel, initrd: Path, socket: Path) -> list[str | Path]:
+def uml(kernel: Kernel, initrd: Path, socket: Path, lsm: str = LSM) -> list[str | Path]:
     """User-Mode Linux with the share of that socket."""
     return [
         kernel.image, "mem=256M", f"initrd={initrd}", "rdinit=/init", "con0=fd:0,fd:1", "con=null",
-        "ssl=null", *WORDS, f"uml_dir={initrd.parent}/",
+        "ssl=null", *WORDS, f"lsm={lsm}", f"uml_dir={initrd.parent}/",
         f"virtio_uml.device={socket}:{VIRTIO_FS}",
     ]  # fmt: skip
 
@@ -85,13 +87,14 @@ def qemu(
 ) -> list[str | Path]:
     """QEMU without KVM: a share, if there is its socket, and drives in the words of ``-drive``."""
     memory = "256M"
+    words = " ".join(("console=ttyS0", *WORDS, f"lsm={LSM}"))
     command: list[str | Path] = [
         QEMU, "-M", "pc,memory-backend=mem", "-m", memory, "-smp", "2",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
         # QEMU 7.2 emulates cmpxchg16b wrongly: newer kernels fault at random.
         "-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16",
         "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
-        "-kernel", kernel.image, "-initrd", initrd, "-append", " ".join(("console=ttyS0", *WORDS)),
+        "-kernel", kernel.image, "-initrd", initrd, "-append", words,
     ]  # fmt: skip
     if share is not None:
         device = f"vhost-user-fs-pci,chardev=share,tag={TAG},num-request-queues={request_queues}"

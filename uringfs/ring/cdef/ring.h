@@ -11,7 +11,6 @@ struct __kernel_timespec {
 };
 
 struct uf_pump;
-struct uf_guest;
 
 struct uf_ring {
     uint32_t features;
@@ -20,7 +19,6 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
-    struct uf_guest *guests;
     uint32_t transfers;
     uint64_t spin_ns;
     uint64_t spins;
