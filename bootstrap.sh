@@ -12,12 +12,13 @@ BUILD_NEEDS=(
     "command  cc             gcc"
     "file     /usr/include/stdio.h libc6-dev"
     "command  pkg-config     pkg-config"
-    "library  fuse3          libfuse3-dev"
     "library  liburing       liburing-dev"
     "command  fusermount3    fuse3"
     "command  mount          mount"
 )
+PYFUSE3_NEEDS=("library  fuse3  libfuse3-dev")
 TEST_NEEDS=(
+    "${PYFUSE3_NEEDS[@]}"
     "command  fio            fio"
     "command  git            git"
     "command  sqlite3        sqlite3"
@@ -212,7 +213,11 @@ main() {
     [ $# -eq 0 ] || shift
     case $command in
         mount)
-            build_once '' "${BUILD_NEEDS[@]}"
+            # An extra of the package, which is itself built from source.
+            case " $* " in
+                *pyfuse3*) build_once pyfuse3 "${BUILD_NEEDS[@]}" "${PYFUSE3_NEEDS[@]}" ;;
+                *) build_once '' "${BUILD_NEEDS[@]}" ;;
+            esac
             exec "$VENV/bin/uringfs" mount "$@"
             ;;
         test)

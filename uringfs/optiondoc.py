@@ -22,7 +22,7 @@ _EXITS = {
     Exit.USAGE: "unknown option, value out of range, options that exclude each other",
     Exit.SOURCE: "the source is missing, is no directory, or cannot be read",
     Exit.MOUNTPOINT: "the mount point is missing, busy, not empty, or inside the source",
-    Exit.FUSE: "no /dev/fuse, or not permitted to mount",
+    Exit.FUSE: "no /dev/fuse, not permitted to mount, or no pyfuse3 for `--session pyfuse3`",
     Exit.IO_URING: "`--async-io` was asked for and io_uring is not available",
     Exit.NOT_SERVED: "no server answers for that mount point",
 }

@@ -38,6 +38,7 @@ from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
     from uringfs.fs.io_ring import RingFileIO
+    from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
     from uringfs.ring import Ring
 
 log = logging.getLogger("uringfs")
@@ -211,9 +212,8 @@ class Server:
     def _make_session(self, fs: PassthroughFs) -> Session:
         try:
             if self._server.session == "pyfuse3":
-                from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
-
-                return Pyfuse3Session(fs, self._mountpoint, self._config, self._mount)
+                session = _pyfuse3_session()
+                return session(fs, self._mountpoint, self._config, self._mount)
             from uringfs.fuse.session_dev import DevSession
 
             return DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
@@ -408,6 +408,20 @@ def _preload() -> None:
         import uringfs.fuse.pumped  # noqa: F401
     except ImportError as exc:
         log.debug("no compiled module: %s", exc)
+
+
+def _pyfuse3_session() -> type[Pyfuse3Session]:
+    """The session that libfuse carries; UserError where the extra ``pyfuse3`` is not installed."""
+    try:
+        from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
+    except ImportError as exc:
+        raise UserError(
+            Exit.FUSE,
+            f"session pyfuse3: {exc}; take --session dev, which needs nothing more, or install "
+            f"pkg-config, libfuse3-dev and a C compiler and then: "
+            f"{sys.executable} -m pip install pyfuse3",
+        ) from exc
+    return Pyfuse3Session
 
 
 def _enter(vfs: Vfs, source: Source) -> Change[Mounted]:

@@ -51,11 +51,19 @@ def test_it_is_served_without_compiled_code(new_mount: NewMount) -> None:
     assert (mounted.path / "file").read_bytes() == data
 
 
-def test_what_needs_it_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flag", "status", "says"),
+    [
+        ("--async-io", Exit.IO_URING, "compiled module"),
+        ("--session=pyfuse3", Exit.FUSE, "-m pip install pyfuse3"),
+    ],
+)
+def test_what_needs_it_says_so(tmp_path: Path, flag: str, status: Exit, says: str) -> None:
     for name in ("source", "mnt"):
         (tmp_path / name).mkdir()
-    words = ("mount", "--log-level=error", "--async-io", "source", "mnt")
-    done = uringfs(*words, cwd=tmp_path)
-    assert done.returncode == Exit.IO_URING
-    assert done.stderr.count("\n") == 1
-    assert "compiled module" in done.stderr
+    for daemon in ([], ["--daemon"]):
+        words = ("mount", "--log-level=error", *daemon, flag, "source", "mnt")
+        done = uringfs(*words, cwd=tmp_path)
+        assert done.returncode == status
+        assert done.stderr.count("\n") == 1
+        assert says in done.stderr
