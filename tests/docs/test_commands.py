@@ -40,7 +40,7 @@ def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def all_blocks() -> list[Block]:
-    found = []
+    found: list[Block] = []
     for page, text in PAGES:
         with contextlib.suppress(ValueError):  # the next test tells
             found += find_blocks(page, text)
