@@ -18,8 +18,12 @@ EXTENSIONS = frozenset({"uringfs.ring._uring"})
 SHARED = ("uringfs.config", "uringfs.errors")
 # What fuse/ may know of fs/: the operations, and the types and errors they deal in.
 OPERATIONS = (
-    "uringfs.fs.errors", "uringfs.fs.passthrough", "uringfs.fs.state", "uringfs.fs.types",
-)  # fmt: skip
+    "uringfs.fs.errors",
+    "uringfs.fs.migration",
+    "uringfs.fs.passthrough",
+    "uringfs.fs.state",
+    "uringfs.fs.types",
+)
 FUSE = ("uringfs.fuse", *OPERATIONS, *SHARED)
 
 # Who may import what inside the package. A name stands for itself and for all below it, except the
@@ -74,6 +78,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.fuse.pumped": (*FUSE, "uringfs.ring"),
     "uringfs.fuse.session_dev": (*FUSE, "uringfs.ring"),
     "uringfs.fuse.session_vhost": (*FUSE, "uringfs.ring"),
+    "uringfs.fuse.vhost.pumped": (*FUSE, "uringfs.ring"),
 }
 
 # The modules that may import each dependency, so that each stays where it earns its place.

@@ -8,8 +8,8 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from uringfs.server import Server, Session
 
 log = logging.getLogger("uringfs")
 
+LEFT_BEHIND_LOOKS = 20
+LEFT_BEHIND_POLL_S = 0.05
 CAPABILITIES = {"type": "fs", "features": ["separate-options"]}
 """What `--print-capabilities` prints (vhost-user.json of QEMU)."""
 
@@ -115,7 +117,7 @@ class VhostServer(Server):
                 "socket": name,
                 "shared_dir": share.fs.config.root_dir,
                 "tag": share.tag,
-                "connected": share.connected,
+                "connected": share.device is not None,
                 "inodes": share.fs.inode_count,
                 "handles": len(share.fs.handles),
             }
@@ -125,8 +127,14 @@ class VhostServer(Server):
 
 
 def _listen_at(path: str, group: str | None) -> socket.socket:
-    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and is_left_behind(Path(path)):
-        os.unlink(path)
+    # The kernel may let go of what a killed server listened on a moment after its end.
+    for _ in range(LEFT_BEHIND_LOOKS):
+        if not os.path.lexists(path):
+            break
+        if is_left_behind(Path(path)):
+            os.unlink(path)
+            break
+        time.sleep(LEFT_BEHIND_POLL_S)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177 if group is None else 0o117)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,25 +23,45 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture
 def serve(tmp_path: Path, way: Way) -> Iterator[Callable[..., Served]]:
     """Start a server with these flags, which is ended, and its log looked at, after the test."""
-    started: list[Served] = []
+    with contextlib.ExitStack() as ends:
 
-    def start(*flags: str, **kwargs: Any) -> Served:
-        served = Served(tmp_path / f"server-{len(started)}", (*way.flags, *flags), **kwargs)
-        started.append(served)
-        served.wait_live()
-        return served
+        def start(*flags: str, **kwargs: Any) -> Served:
+            served = Served(tmp_path / "server", (*way.flags, *flags), **kwargs)
+            ends.callback(served.end)
+            served.wait_live()
+            return served
 
-    try:
         yield start
-    finally:
-        for served in started:
-            served.end()
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Way], Served]]:
+    """One server of each way for all tests that leave it as it was."""
+    started: dict[Way, Served] = {}
+    with contextlib.ExitStack() as ends:
+
+        def get(way: Way) -> Served:
+            if way not in started:
+                served = Served(tmp_path_factory.mktemp(way.name), way.flags)
+                started[way] = served
+                ends.callback(served.end)
+                served.wait_live()
+            return started[way]
+
+        yield get
 
 
 @pytest.fixture
-def served(serve: Callable[..., Served]) -> Served:
-    """A server of one directory."""
-    return serve()
+def served(pool: Callable[[Way], Served], way: Way) -> Iterator[Served]:
+    """A server of one empty directory, which has not logged an error once the test is over."""
+    served = pool(way)
+    served.log_from_here()
+    try:
+        yield served
+    finally:
+        served.empty()
+    trouble = served.new_trouble()
+    assert not trouble, trouble[-3000:]
 
 
 @pytest.fixture

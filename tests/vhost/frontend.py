@@ -20,7 +20,7 @@ from typing import Any
 from tests.fuse.kernel import Answer, Client, init_in, message, parse
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.vhost import wire
-from uringfs.fuse.vhost.virtqueue import DESCRIPTOR, INDIRECT, NEXT, WRITE, Feature
+from uringfs.fuse.vhost.virtqueue import DESCRIPTOR, INDIRECT, NEXT, WRITE, Feature, full_barrier
 from uringfs.fuse.vhost.wire import FrontEnd, Protocol
 
 PATIENCE_S = 10.0
@@ -112,14 +112,17 @@ class Queue:
     def reap(self) -> list[tuple[int, int]]:
         """Heads and lengths of what has come back."""
         found = []
-        while self.seen != self.used_index:
-            at = self.used + 4 + 8 * (self.seen % self.size)
-            head, length = struct.unpack_from("<II", self.vm.memory, at)
-            self.free += self.chains.pop(head, [])
-            found.append((head, length))
-            self.seen = self.seen + 1 & 0xFFFF
-        self.set_used_event(self.seen)
-        return found
+        while True:
+            while self.seen != self.used_index:
+                at = self.used + 4 + 8 * (self.seen % self.size)
+                head, length = struct.unpack_from("<II", self.vm.memory, at)
+                self.free += self.chains.pop(head, [])
+                found.append((head, length))
+                self.seen = self.seen + 1 & 0xFFFF
+            self.set_used_event(self.seen)
+            full_barrier()
+            if self.seen == self.used_index:
+                return found
 
     def wait(self, timeout: float = PATIENCE_S) -> list[tuple[int, int]]:
         """The same, as soon as there is anything; fails where no interrupt says so in time."""
@@ -141,6 +144,7 @@ class Queue:
     def wait_broken(self) -> None:
         """Return when it has; fails if it does not."""
         assert select.select([self.error], [], [], PATIENCE_S)[0], "the queue was not given up"
+        os.eventfd_read(self.error)
 
 
 class Machine(Client):
@@ -156,7 +160,6 @@ class Machine(Client):
         regions: int = 1,
         slots: bool = False,
         memory: int = MEMORY,
-        connect: bool = True,
     ) -> None:
         self.file = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(self.file, memory)
@@ -178,15 +181,20 @@ class Machine(Client):
         assert at <= RING_AREA <= memory // regions
         self._unique = 0
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE_S)
-        if connect:
-            self.sock.connect(str(path))
+        self.reconnect(path)
 
     def __enter__(self) -> Machine:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+    def reconnect(self, path: Path | str) -> None:
+        """Connect to a server that knows nothing yet."""
+        self.sock.close()
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE_S)
+        self.sock.connect(str(path))
 
     def close(self) -> None:
         """Go away, as a machine does that is switched off."""

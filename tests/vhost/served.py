@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +30,23 @@ WAYS = [
 class Served:
     """A server in a directory of its own: ``root`` is what it shares, on ``socket``."""
 
-    def __init__(self, place: Path, flags: tuple[str, ...], sockets: int = 1) -> None:
+    def __init__(
+        self,
+        place: Path,
+        flags: tuple[str, ...],
+        sockets: int = 1,
+        *,
+        pass_fds: tuple[int, ...] = (),
+        again: bool = False,
+    ) -> None:
+        """``again``: there was another in the same place."""
         self.root = place / "root"
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=again)
         self.sockets = [place / f"vhost-{number}.sock" for number in range(sockets)]
-        self.socket = self.sockets[0]
+        self.socket = self.sockets[0] if sockets else place
         self._log = place / "log"
-        self._expected = 0
+        self.flags = flags
+        self._from = self._checked = self._log.stat().st_size if again else 0
         paths = [f"--socket-path={path}" for path in self.sockets]
         command = [
             sys.executable, "-X", "faulthandler", *URINGFS[1:], "serve", *paths,
@@ -43,12 +54,20 @@ class Served:
         ]  # fmt: skip
         with self._log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                pass_fds=pass_fds,
             )
 
     def log(self) -> str:
-        """All that the server has written."""
-        return self._log.read_text(errors="backslashreplace")
+        """All that the server has written since ``log_from_here``."""
+        return self._log.read_text(errors="backslashreplace")[self._from :]
+
+    def log_from_here(self) -> None:
+        """Let what is in the log be: it is of another test."""
+        self._from = self._checked = self._from + len(self.log())
 
     def wait_live(self) -> None:
         """Return when it says that front-ends can connect."""
@@ -72,7 +91,18 @@ class Served:
 
     def expect_errors(self) -> None:
         """The log may tell of errors up to now: the test has provoked them."""
-        self._expected = len(self.log())
+        self._checked = self._from + len(self.log())
+
+    def new_trouble(self) -> str:
+        """What was logged since, if there is an error in it; else nothing."""
+        new = self.log()[self._checked - self._from :]
+        return new if TROUBLE.search(new) else ""
+
+    def empty(self) -> None:
+        """Take away what lies in the directory."""
+        for path in self.root.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.root.chmod(0o755)
 
     def end(self) -> None:
         """Stop it, and assert that it ends well and has logged nothing bad."""
@@ -85,7 +115,7 @@ class Served:
             self.process.wait(TIMEOUT_S)
             status = -1
         assert status in (0, -signal.SIGKILL), (status, self.log()[-3000:])
-        trouble = TROUBLE.search(self.log()[self._expected :])
-        assert trouble is None, self.log()[-3000:]
+        trouble = self.new_trouble()
+        assert not trouble, trouble[-3000:]
         if status == 0:
             assert not any(path.exists() for path in self.sockets)

@@ -16,7 +16,7 @@ from uringfs.config import CachePolicy, Config, InodeFileHandles
 from uringfs.fs import syscalls
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
-from uringfs.fs.handles import Handle, HandleMap
+from uringfs.fs.handles import LIST, Handle, HandleMap
 from uringfs.fs.inodes import InodeMap, mount_key
 from uringfs.fs.io import FileIO
 from uringfs.fs.types import (
@@ -86,7 +86,7 @@ class Core:
             return
         path = OwnedFd(os.open(self.config.root_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.umask(0)
-        self.inodes.insert_root(self._key_of(path), syscalls.statx(path.fd))
+        self.inodes.insert_root(self.key_of(path), syscalls.statx(path.fd))
         self._hold_mount(path)
 
     def resume(self) -> None:
@@ -200,13 +200,14 @@ class Core:
     def _enter(self, path: OwnedFd) -> Entry:
         """Count a lookup of the file behind an O_PATH descriptor."""
         attr = syscalls.statx(path.fd)
-        inode = self.inodes.lookup(self._key_of(path), attr)
+        inode = self.inodes.lookup(self.key_of(path), attr)
         return Entry(
             inode.nodeid, 0, self._shown(attr), self.attr_flags(attr),
             *self._timeouts[stat.S_ISDIR(attr.mode)],
         )  # fmt: skip
 
-    def _key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
+    def key_of(self, path: OwnedFd) -> OwnedFd | FileHandle:
+        """What an inode is remembered by, of its O_PATH descriptor."""
         if self.inodes.by_handle:
             handle = self.mount_fds.handle_of(path.fd)
             if handle is not None:
@@ -279,8 +280,12 @@ class Core:
         return mode
 
     def reopen_now(self, path_fd: int, flags: int) -> int:
-        """Open an O_PATH descriptor for real."""
+        """Open for real what an O_PATH descriptor stands for; it must be safe to open."""
         return os.open(b"%d" % path_fd, flags | os.O_CLOEXEC, dir_fd=self._proc_self_fd.fd)
+
+    def dir_traits(self) -> int:
+        """What compiled code may know of an open directory."""
+        return 0 if self.config.no_readdir or self.inodes.numbered else LIST
 
     def _fopen_dir(self) -> Fopen:
         """How the kernel is to treat an open directory, by the cache policy."""

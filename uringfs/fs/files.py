@@ -47,7 +47,7 @@ class FileOps(Core):
         if self.features.no_open:
             return Opened(0, self._fopen(flags))
         self.descriptors.keep(file)
-        kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self._traits(nodeid, file)
+        kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self.traits_of(nodeid, file)
         if self._is_checked(kept):
             kept, traits = kept | CHECKED, 0
         fh = self.handles.insert(nodeid, file, kept, traits)
@@ -58,7 +58,7 @@ class FileOps(Core):
             return False
         return self.config.seal_size or (self.checks_appends and bool(kept & os.O_APPEND))
 
-    def _traits(self, nodeid: int, file: OwnedFd) -> int:
+    def traits_of(self, nodeid: int, file: OwnedFd) -> int:
         """What compiled code may know of the file: MEMORY is asked for once for each device."""
         device = self.inodes.get(nodeid).ids[:2]
         traits = self._device_traits.get(device)

@@ -98,6 +98,27 @@ class HandleMap:
         _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
         return fh
 
+    def restore(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
+        """Enter an open file under the ``fh`` it had. OSError EINVAL: no map gave that.
+
+        ``find_free`` has to follow, once all are entered.
+        """
+        index = fh & _INDEX
+        if not 0 < index < CAPACITY or fh >> 64 or self._is_used(index):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._serial, self._highest = max(self._serial, fh >> 32), max(self._highest, index)
+        _SERIAL.pack_into(self.table, _SERIAL_AT, self._serial, self._highest)
+        self._handles[fh] = Handle(fh, nodeid, file, flags)
+        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
+
+    def _is_used(self, index: int) -> bool:
+        return bool(_OPEN.unpack_from(self.table, index * ENTRY.size)[3])
+
+    def find_free(self) -> None:
+        """See which rows are free, once others were entered by ``restore``."""
+        used = {fh & _INDEX for fh in self._handles}
+        self._free = [each for each in range(self._highest, 0, -1) if each not in used]
+
     def get(self, fh: int, nodeid: int) -> Handle:
         """The handle, or OSError EBADF if it is not open or is another inode's."""
         handle = self._handles.get(fh)
@@ -146,12 +167,10 @@ class HandleMap:
     def take_up(self) -> None:
         """Enter what the table holds, as another process left it."""
         self._serial, self._highest = _SERIAL.unpack_from(self.table, _SERIAL_AT)
-        used = set()
         for index, (fd, flags, fh, nodeid, _in_flight) in _rows(self.table):
             _IN_FLIGHT.pack_into(self.table, index * ENTRY.size + _IN_FLIGHT_AT, 0)
             self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
-            used.add(index)
-        self._free = [each for each in range(self._highest, 0, -1) if each not in used]
+        self.find_free()
 
 
 def descriptors(table: memoryview) -> set[int]:

@@ -164,6 +164,13 @@ class InodeMap:
         if inode.lookups == 0:
             self._remove(inode)
 
+    def restore(self, nodeid: int, file: OwnedFd | FileHandle, attr: Statx, lookups: int) -> None:
+        """Enter an inode under the node id it had; OSError EEXIST: that is taken."""
+        if nodeid in self._by_nodeid:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        self._enter(nodeid, file, attr).lookups = min(max(lookups, 1), MAX_LOOKUPS)
+        self._next_nodeid = max(self._next_nodeid, nodeid + 1)
+
     def is_idle(self) -> bool:
         """Whether the kernel knows nothing of it any more, not even the root."""
         return len(self) == 1 and self.get(self.root_id).lookups == ROOT_LOOKUPS

@@ -7,7 +7,6 @@ import os
 
 from uringfs.fs import syscalls
 from uringfs.fs.core import OPEN_FLAGS, Core, check_name
-from uringfs.fs.handles import LIST
 from uringfs.fs.types import Caller, Dirent, Entry, Opened, OwnedFd
 
 
@@ -130,8 +129,7 @@ class NameOps(Core):
             raise OSError(errno.ENOSYS, "no_opendir")
         file = await self._open_inode(nodeid, os.O_RDONLY | os.O_DIRECTORY)
         self.descriptors.keep(file)
-        as_it_is = not self.config.no_readdir and not self.inodes.numbered
-        traits = LIST if as_it_is else 0
+        traits = self.dir_traits()
         return Opened(
             self.handles.insert(nodeid, file, flags & OPEN_FLAGS, traits), self._fopen_dir()
         )

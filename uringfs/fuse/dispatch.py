@@ -55,6 +55,7 @@ class Dispatcher:
         }
         """How long attributes are valid, by whether they are a directory's."""
         self.counts = [0] * (max(OPERATIONS) + 1)
+        self.offer: Offer | None = None
         self.agreement: Agreement | None = None
         self.agreed: Callable[[Agreement, bool], None] = lambda agreement, resends: None
         """Called before the kernel is told; with whether it can send requests again."""
@@ -136,7 +137,10 @@ class Dispatcher:
         """Answer INIT: the fields of ``fuse_init_out``."""
         if flags & abi.InitFlags.INIT_EXT and len(rest) >= 4:
             flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
-        offer = Offer(major, minor, max_readahead, flags)
+        return self.agree(Offer(major, minor, max_readahead, flags)).fields()
+
+    def agree(self, offer: Offer) -> Agreement:
+        """Agree on what a kernel offers: OSError where that cannot be."""
         try:
             self.agreement = negotiate(
                 offer, self._config, max_background=self._max_background, max_write=self._max_write
@@ -148,11 +152,12 @@ class Dispatcher:
             log.warning("asked for, but not offered by the kernel: %s", missing.name)
         log.debug(
             "FUSE %d.%d, offered %r, taken %r",
-            major, minor, abi.InitFlags(flags), self.agreement.flags,
+            offer.major, offer.minor, abi.InitFlags(offer.flags), self.agreement.flags,
         )  # fmt: skip
+        self.offer = offer
         self.fs.negotiated(self.agreement.features)
-        self.agreed(self.agreement, bool(flags & abi.InitFlags.HAS_RESEND))
-        return self.agreement.fields()
+        self.agreed(self.agreement, bool(offer.flags & abi.InitFlags.HAS_RESEND))
+        return self.agreement
 
     def made(
         self, request: Request, name: bytes | None, making: Coroutine[Any, Any, Any]

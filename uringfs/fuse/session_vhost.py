@@ -9,6 +9,7 @@ and the socket waits for the next.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from collections import Counter
@@ -16,15 +17,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
+from uringfs.fs import migration
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Stale
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
+from uringfs.fuse.negotiate import Offer
 from uringfs.fuse.transfer import MAX_WRITE
 from uringfs.fuse.vhost.device import Device
 from uringfs.fuse.vhost.request import GuestRequest
 
 if TYPE_CHECKING:
+    from uringfs.fuse.vhost.pumped import PumpedGuest
     from uringfs.ring import Ring
 
 log = logging.getLogger(__name__)
@@ -48,15 +52,77 @@ class GuestShare:
         self.dispatcher = Dispatcher(
             fs, config, max_background=mount.max_background, max_write=MAX_WRITE
         )
-        self.connected = False
+        self.device: Device | None = None
+        self._ring: Ring | None = None
+        self._no_fsetid = 0
+        self._fast = True
+        self._pumped: PumpedGuest | None = None
+        self._fast_requests: Counter[int] = Counter()
+
+    def new_pumped(self) -> PumpedGuest | None:
+        """A pump for one device, on the ring if there is one."""
+        if self._ring is None:
+            return None
+        from uringfs.fuse.vhost.pumped import PumpedGuest  # compiled: not needed without a ring
+
+        try:
+            self._pumped = PumpedGuest(self._ring, self.fs, self._no_fsetid, fast=self._fast)
+        except OSError as exc:
+            log.warning("%s: going on without the pump: %s", self.tag, exc.strerror)
+        return self._pumped
+
+    def use_ring(self, ring: Ring, no_fsetid: int) -> None:
+        """Let the ring's pump take requests, from now on."""
+        if self._ring is None:
+            self._ring, self._no_fsetid = ring, no_fsetid
+            if self.device is not None and (pumped := self.new_pumped()) is not None:
+                self.device.use(pumped)
+
+    def set_async(self, on: bool) -> None:
+        """Whether the pump moves data itself, or hands every request on."""
+        self._fast = on
+        if self._pumped is not None:
+            self._pumped.pump.fast = on
+
+    @property
+    def counts(self) -> Counter[int]:
+        """Requests by opcode."""
+        counts = Counter(dict(enumerate(self.dispatcher.counts))) + self._fast_requests
+        if self._pumped is not None:
+            counts.update(dict(self._pumped.pump.counts()))
+        return counts
 
     def serve(self, request: GuestRequest) -> None:
         """Answer a request of the guest's."""
         if request.message[4:8] == _INIT and self.dispatcher.agreement is not None:
             self._forget()  # the guest has started anew, and told nobody
         reply = self.dispatcher.dispatch(request, request.length)
+        if request.message[4:8] == _INIT and self._pumped is not None:
+            self._pumped.negotiated()
         if reply is not None:
             request.finish(reply)
+
+    def save(self) -> bytes:
+        """What the guest knows, for the host that it moves to."""
+        offer = self.dispatcher.offer if self.dispatcher.agreement is not None else None
+        return json.dumps({"offer": offer}).encode() + b"\n" + migration.save(self.fs)
+
+    def load(self, data: bytes) -> None:
+        """Take up what ``save`` wrote on the host that the guest comes from. ValueError."""
+        head, _, state = data.partition(b"\n")
+        try:
+            offer = json.loads(head)["offer"]
+            if offer is not None:
+                self.dispatcher.agree(Offer(*map(int, offer)))
+        except (KeyError, TypeError, ValueError, OSError) as exc:
+            raise ValueError(f"this is no state of a guest's: {exc}") from exc
+        missing = migration.load(self.fs, state)
+        if self._pumped is not None:
+            self._pumped.negotiated()
+        log.info(
+            "%s: taken up, %d inodes and %d open files; %d could not be found",
+            self.tag, self.fs.inode_count, len(self.fs.handles), missing,
+        )  # fmt: skip
 
     async def interrupt(self) -> None:
         """End what may wait for ever."""
@@ -71,6 +137,11 @@ class GuestShare:
         self.fs.destroy()
         self.dispatcher.agreement = None
 
+    def _gone(self) -> None:
+        if self._pumped is not None:
+            self._fast_requests.update(dict(self._pumped.pump.counts()))
+        self.device = self._pumped = None
+
     async def run(self) -> None:
         """Serve one front-end after the other; a socket that is connected already, just it."""
         self.listener.setblocking(False)
@@ -80,11 +151,11 @@ class GuestShare:
             if listens(sock):
                 sock, _ = await loop.sock_accept(sock)
             log.info("%s: a front-end has connected", self.tag)
-            self.connected = True
+            self.device = Device(sock, self)
             try:
-                await Device(sock, self).run()
+                await self.device.run()
             finally:
-                self.connected = False
+                self._gone()
             if sock is self.listener:
                 return
 
@@ -102,11 +173,10 @@ class VhostSession:
     @property
     def requests(self) -> dict[str, int]:
         """How many requests were served, by operation."""
-        counts: Counter[str] = Counter()
+        counts: Counter[int] = Counter()
         for share in self.shares:
-            for code in Opcode:
-                counts[code.name.lower()] += share.dispatcher.counts[code]
-        return dict(+counts)
+            counts.update(share.counts)
+        return {code.name.lower(): counts[code] for code in Opcode if counts[code]}
 
     async def run(self, live: Callable[[], None]) -> None:
         """Serve until ``stop``; ``live`` is called when front-ends can connect."""
@@ -123,10 +193,14 @@ class VhostSession:
         """Nothing: there is no way to tell a guest."""
 
     def use_ring(self, ring: Ring, no_fsetid: int) -> None:
-        """Nothing yet: everything goes through the operations."""
+        """Let the ring's pump take requests, from now on; see GuestPump for arguments."""
+        for share in self.shares:
+            share.use_ring(ring, no_fsetid)
 
     def set_async(self, on: bool) -> None:
-        """Nothing: the operations have the back end they are given."""
+        """Whether the pump moves data itself, or hands every request on."""
+        for share in self.shares:
+            share.set_async(on)
 
     def stop(self) -> None:
         """End all connections, and have ``run`` return."""

@@ -80,10 +80,10 @@ class Pump:
         state.slot_count = slots
         state.slot_size = self._slot_size
         state.max_transfer = max_transfer
-        state.flag_mask = flag_mask
-        state.no_fsetid = no_fsetid
-        state.handles = ffi.cast("struct uf_handle *", self._keep[1])
-        state.handle_count = len(handles) // ffi.sizeof("struct uf_handle")
+        state.handles.rows = ffi.cast("struct uf_handle *", self._keep[1])
+        state.handles.count = len(handles) // ffi.sizeof("struct uf_handle")
+        state.handles.flag_mask = flag_mask
+        state.handles.no_fsetid = no_fsetid
         state.fast = True
         self._slots = slots
         self._closed = False
@@ -174,7 +174,7 @@ class Pump:
 
     def configure(self, *, flag_mask: int) -> None:
         """What O_* flags a request must share with its handle, once that is negotiated."""
-        self._state.flag_mask = flag_mask
+        self._state.handles.flag_mask = flag_mask
 
     @property
     def listening(self) -> bool:

@@ -214,6 +214,11 @@ class Ring(Operations, Registered):
         if lib.uf_pending(self._state):
             self._turn_attached()
 
+    @property
+    def sleeps_here(self) -> bool:
+        """Whether the event loop waits in this ring, and not for its eventfd."""
+        return self._selector is not None
+
     def submit_now(self) -> None:
         """Submit what is queued, without looking for completions.
 
@@ -238,8 +243,10 @@ class Ring(Operations, Registered):
 
     def _turn_attached(self) -> None:
         self.turn(0)
-        if self._state.pump != NULL:
+        if self._state.pump != NULL or self._state.guests != NULL:
             self.submit_now()  # what completions made the pump queue
+            if lib.uf_guests_ask(self._state):
+                self.kick()
         # One call does a bounded part of the deferred work (20 pieces, Linux 6.13), and the
         # eventfd tells only of work that comes to none: what is left must be asked for.
         if lib.uf_pending(self._state):

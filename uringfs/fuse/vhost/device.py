@@ -12,23 +12,32 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 from typing import Protocol as Interface
 
 from uringfs.config import TAG_SIZE
 from uringfs.fs.types import OwnedFd
 from uringfs.fuse.vhost import wire
-from uringfs.fuse.vhost.memory import BadAddress, GuestMemory, Region, map_region
+from uringfs.fuse.vhost.inflight import Inflight, new_memory, region_size
+from uringfs.fuse.vhost.memory import BadAddress, DirtyLog, GuestMemory, Region, map_region
 from uringfs.fuse.vhost.request import GuestRequest
 from uringfs.fuse.vhost.virtqueue import MAX_SIZE, Feature
 from uringfs.fuse.vhost.vring import Vring
 from uringfs.fuse.vhost.wire import Connection, FrontEnd, Message, Protocol
 
+if TYPE_CHECKING:
+    from uringfs.fuse.vhost.pumped import PumpedGuest
+
 log = logging.getLogger(__name__)
 
-FEATURES = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES | Feature.INDIRECT_DESC | Feature.EVENT_IDX
+FEATURES = (
+    Feature.VERSION_1 | Feature.PROTOCOL_FEATURES | Feature.INDIRECT_DESC | Feature.EVENT_IDX
+    | Feature.LOG_ALL
+)  # fmt: skip
 PROTOCOL = (
     Protocol.MQ | Protocol.REPLY_ACK | Protocol.CONFIG | Protocol.RESET_DEVICE
-    | Protocol.CONFIGURE_MEM_SLOTS | Protocol.STATUS | Protocol.BACKEND_REQ
+    | Protocol.CONFIGURE_MEM_SLOTS | Protocol.STATUS | Protocol.BACKEND_REQ | Protocol.LOG_SHMFD
+    | Protocol.INFLIGHT_SHMFD | Protocol.DEVICE_STATE
 )  # fmt: skip
 MAX_QUEUES = 64
 """Queues of a device, that of FORGET among them."""
@@ -41,14 +50,33 @@ class Share(Interface):
     tag: str
     queues: int
 
+    def new_pumped(self) -> PumpedGuest | None:
+        """A pump for one device; None where Python does all."""
+
     def serve(self, request: GuestRequest) -> None:
         """Answer a request: ``finish`` is called, now or later."""
+
+    def save(self) -> bytes:
+        """What the guest knows."""
+
+    def load(self, data: bytes) -> None:
+        """Take that up. ValueError."""
 
     async def interrupt(self) -> None:
         """Have what waits for somebody else end."""
 
     async def reset(self) -> None:
         """Forget all that the guest knew: it has been reset, or has gone."""
+
+
+class Answer(NamedTuple):
+    """A reply with a descriptor."""
+
+    payload: bytes
+    file: OwnedFd
+
+
+Reply = Answer | bytes | None
 
 
 class Refused(Exception):
@@ -64,12 +92,15 @@ class Device:
         self._memory = GuestMemory()
         self._features = Feature(0)
         self._protocol = Protocol(0)
+        self._log: DirtyLog | None = None
         self._status = 0
         self._requests: OwnedFd | None = None
+        self._moving: asyncio.Future[bytes | None] | None = None
+        self._pumped = share.new_pumped()
         self._vrings = [
-            Vring(f"{share.tag}: queue {index}", share.serve) for index in range(MAX_QUEUES)
+            Vring(index, f"{share.tag}: queue {index}", share.serve) for index in range(MAX_QUEUES)
         ]
-        self._handlers: dict[int, Callable[[Message], bytes | Awaitable[bytes | None] | None]] = {
+        self._handlers: dict[int, Callable[[Message], Reply | Awaitable[Reply]]] = {
             FrontEnd.GET_FEATURES: lambda _: wire.U64.pack(FEATURES),
             FrontEnd.SET_FEATURES: self._set_features,
             FrontEnd.GET_PROTOCOL_FEATURES: lambda _: wire.U64.pack(PROTOCOL),
@@ -83,6 +114,10 @@ class Device:
             FrontEnd.SET_MEM_TABLE: self._set_mem_table,
             FrontEnd.ADD_MEM_REG: self._add_mem_reg,
             FrontEnd.REM_MEM_REG: self._rem_mem_reg,
+            FrontEnd.SET_LOG_BASE: self._set_log_base,
+            FrontEnd.SET_LOG_FD: lambda _: None,
+            FrontEnd.GET_INFLIGHT_FD: self._get_inflight_fd,
+            FrontEnd.SET_INFLIGHT_FD: self._set_inflight_fd,
             FrontEnd.SET_VRING_NUM: self._set_vring_num,
             FrontEnd.SET_VRING_ADDR: self._set_vring_addr,
             FrontEnd.SET_VRING_BASE: self._set_vring_base,
@@ -91,6 +126,8 @@ class Device:
             FrontEnd.SET_VRING_CALL: self._set_vring_call,
             FrontEnd.SET_VRING_ERR: self._set_vring_err,
             FrontEnd.SET_VRING_ENABLE: self._set_vring_enable,
+            FrontEnd.SET_DEVICE_STATE_FD: self._set_device_state_fd,
+            FrontEnd.CHECK_DEVICE_STATE: self._check_device_state,
             FrontEnd.RESET_DEVICE: self._reset_device,
             FrontEnd.SET_STATUS: self._set_status,
             FrontEnd.GET_STATUS: lambda _: wire.U64.pack(self._status),
@@ -107,7 +144,17 @@ class Device:
             log.error("%s: the connection is given up: %s", self._share.tag, exc)
         finally:
             await self._stop()
+            if self._pumped is not None:
+                await self._pumped.close()
             self._connection.close()
+            self._let_go()
+
+    def use(self, pumped: PumpedGuest) -> None:
+        """Let a pump take requests, from now on."""
+        self._pumped = pumped
+        pumped.set_memory(self._memory)
+        for vring in self._vrings:
+            vring.use(pumped)
 
     async def _next_message(self) -> Message:
         loop = asyncio.get_running_loop()
@@ -119,6 +166,13 @@ class Device:
             finally:
                 loop.remove_reader(self._connection)
         return message
+
+    def _let_go(self) -> None:
+        """Unmap the guest's memory now: views of memory must not be left to the collector of
+        cycles, which cannot clear one that another is a view of (and crashes on it in 3.11)."""
+        self._handlers.clear()
+        self._vrings.clear()
+        self._memory, self._log = GuestMemory(), None
 
     async def _obey(self, message: Message) -> None:
         log.debug(
@@ -139,7 +193,9 @@ class Device:
             log.error("%s: %s is refused: %s", self._share.tag, name, exc)
             self._connection.reply(message, wire.U64.pack(1))
             return
-        if answer is not None:
+        if isinstance(answer, Answer):
+            self._connection.reply(message, answer.payload, answer.file.fd)
+        elif answer is not None:
             self._connection.reply(message, answer)
         elif self._wants_ack(message):
             self._connection.reply(message, wire.U64.pack(0))
@@ -161,17 +217,18 @@ class Device:
 
     def _set_features(self, message: Message) -> None:
         (bits,) = wire.U64.unpack(message.payload)
-        if bits & ~FEATURES:
-            raise Refused(f"features {bits & ~FEATURES:#x} were not offered")
+        if bits & ~int(FEATURES):
+            raise Refused(f"features {bits & ~int(FEATURES):#x} were not offered")
         self._features = Feature(bits)
         if not bits & Feature.PROTOCOL_FEATURES:
             for vring in self._vrings:
                 vring.enabled = True
+        self._log_pages()
 
     def _set_protocol_features(self, message: Message) -> None:
         (bits,) = wire.U64.unpack(message.payload)
-        if bits & ~PROTOCOL:
-            raise Refused(f"protocol features {bits & ~PROTOCOL:#x} were not offered")
+        if bits & ~int(PROTOCOL):
+            raise Refused(f"protocol features {bits & ~int(PROTOCOL):#x} were not offered")
         self._protocol = Protocol(bits)
 
     def _set_backend_req_fd(self, message: Message) -> None:
@@ -217,8 +274,37 @@ class Device:
 
     def _use(self, regions: Iterable[Region]) -> None:
         self._memory = GuestMemory(regions)
+        if self._pumped is not None:
+            self._pumped.set_memory(self._memory)
         for vring in self._vrings:
             vring.move(self._memory)
+
+    def _set_log_base(self, message: Message) -> bytes:
+        size, offset = wire.LOG.unpack(message.payload)
+        self._log = DirtyLog(size, offset, message.one_fd().fd)
+        self._log_pages()
+        return wire.U64.pack(0)
+
+    def _log_pages(self) -> None:
+        for vring in self._vrings:
+            vring.set_log(self._log if self._features & Feature.LOG_ALL else None)
+
+    def _get_inflight_fd(self, message: Message) -> Answer:
+        """Memory for as many queues as are asked for; it is used when it comes back."""
+        _, _, queues, size = wire.INFLIGHT.unpack_from(message.payload)
+        if not 0 < queues <= MAX_QUEUES or not 0 < size <= MAX_SIZE:
+            raise Refused(f"{queues} queues of {size} entries")
+        length = queues * region_size(size)
+        return Answer(wire.INFLIGHT.pack(length, 0, queues, size), new_memory(length))
+
+    def _set_inflight_fd(self, message: Message) -> None:
+        length, offset, queues, size = wire.INFLIGHT.unpack_from(message.payload)
+        part = region_size(size)
+        if queues > MAX_QUEUES or not 0 < size <= MAX_SIZE or length < queues * part:
+            raise Refused(f"{length} bytes to track {queues} queues of {size} entries")
+        view = map_region(0, length, 0, offset, message.one_fd().fd).view
+        for index in range(queues):
+            self._vrings[index].inflight = Inflight(view[index * part :][:part], size)
 
     # Queues
 
@@ -238,8 +324,11 @@ class Device:
         self._vring(index).base = base & 0xFFFF
 
     def _set_vring_addr(self, message: Message) -> None:
-        index, _flags, descriptors, used, available, _log = wire.VRING_ADDR.unpack(message.payload)
-        self._vring(index).addresses = descriptors, available, used
+        index, flags, descriptors, used, available, log = wire.VRING_ADDR.unpack(message.payload)
+        vring = self._vring(index)
+        vring.addresses = descriptors, available, used
+        vring.log_used = log if flags & wire.VRING_F_LOG else 0
+        vring.set_log(vring.log)
 
     async def _get_vring_base(self, message: Message) -> bytes:
         index, _ = wire.VRING_STATE.unpack(message.payload)
@@ -254,11 +343,11 @@ class Device:
             raise Refused("a queue without kicks would have to be polled")
         vring.pause()
         vring.kick = file
-        vring.start(self._memory, self._features)
+        vring.start(self._memory, self._features, self._pumped)
 
     def _set_vring_call(self, message: Message) -> None:
         vring, file = self._vring_fd(message)
-        vring.call = file
+        vring.set_call(file)
 
     def _set_vring_err(self, message: Message) -> None:
         vring, file = self._vring_fd(message)
@@ -275,11 +364,38 @@ class Device:
         vring = self._vring(index)
         vring.enabled = bool(on)
         if on:
-            vring.start(self._memory, self._features)
+            vring.start(self._memory, self._features, self._pumped)
         else:
             vring.pause()
 
     # The device
+
+    def _set_device_state_fd(self, message: Message) -> bytes:
+        """Write the state to the descriptor, or read it from there, in a thread: it is a pipe, and
+        the other end may be slow."""
+        direction, phase = wire.DEVICE_STATE.unpack(message.payload)
+        if phase != 0 or direction not in (wire.SAVE, wire.LOAD):
+            raise Refused(f"direction {direction} in phase {phase}")
+        loop, file = asyncio.get_running_loop(), message.one_fd()
+        if direction == wire.SAVE:
+            self._moving = loop.run_in_executor(None, wire.write_all, file, self._share.save())
+        else:
+            self._moving = loop.run_in_executor(None, wire.read_all, file)
+        return wire.U64.pack(wire.VRING_NOFD)
+
+    async def _check_device_state(self, _message: Message) -> bytes:
+        """Whether that went well."""
+        moving, self._moving = self._moving, None
+        try:
+            if moving is None:
+                raise ValueError("no state was moved")
+            state = await moving
+            if state is not None:
+                self._share.load(state)
+        except (OSError, ValueError) as exc:
+            log.error("%s: the state cannot be moved: %s", self._share.tag, exc)
+            return wire.U64.pack(1)
+        return wire.U64.pack(0)
 
     async def _reset_device(self, _message: Message) -> None:
         await self._stop()

@@ -7,7 +7,10 @@ and nothing else.
 
 from __future__ import annotations
 
+import os
 from struct import Struct
+
+from uringfs.fs.types import OwnedFd
 
 HEADER = Struct("=QHHHH")
 """features, version, desc_num, last_batch_head, used_idx."""
@@ -26,6 +29,14 @@ def region_size(queue_size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def new_memory(length: int) -> OwnedFd:
+    """Memory that a front-end can keep, all of it 0."""
+    file = OwnedFd(os.memfd_create("uringfs-inflight", os.MFD_CLOEXEC))
+    with open(os.dup(file.fd), "wb") as stream:
+        stream.truncate(length)
+    return file
+
+
 class Inflight:
     """The part of one queue. Chains are given back one at a time: a batch is one chain."""
 
@@ -33,45 +44,45 @@ class Inflight:
         """ValueError: the memory is not that of such a queue."""
         if len(memory) < region_size(queue_size):
             raise ValueError("memory for requests in flight is too short")
-        self._memory = memory
+        self.memory = memory
         self._size = queue_size
         _, version, _, _, _ = HEADER.unpack_from(memory)
         if not version:
             HEADER.pack_into(memory, 0, 0, VERSION, queue_size, 0, 0)
-        self._counter = 0
+        self.counter = 0
 
     def resume(self, used: int) -> list[int]:
         """Heads of chains that were taken and not given back, in the order they were taken.
 
         ``used`` is the used ring's index: where it has gone on, the last chain was given back.
         """
-        _, _, _, last, recorded = HEADER.unpack_from(self._memory)
+        _, _, _, last, recorded = HEADER.unpack_from(self.memory)
         if recorded != used:
             if last < self._size:
-                self._memory[self._at(last)] = 0
-            _U16.pack_into(self._memory, _USED_AT, used)
+                self.memory[self._at(last)] = 0
+            _U16.pack_into(self.memory, _USED_AT, used)
         taken = []
         for head in range(self._size):
-            inflight, _, counter = ENTRY.unpack_from(self._memory, self._at(head))
+            inflight, _, counter = ENTRY.unpack_from(self.memory, self._at(head))
             if inflight == 1:
                 taken.append((counter, head))
-                self._counter = max(self._counter, counter)
+                self.counter = max(self.counter, counter)
         return [head for _, head in sorted(taken)]
 
     def begin(self, head: int) -> None:
         """A chain is taken."""
-        self._counter += 1
-        ENTRY.pack_into(self._memory, self._at(head), 0, 0, self._counter)
-        self._memory[self._at(head)] = 1
+        self.counter += 1
+        ENTRY.pack_into(self.memory, self._at(head), 0, 0, self.counter)
+        self.memory[self._at(head)] = 1
 
     def finishing(self, head: int) -> None:
         """Its used entry is written; the index is not."""
-        _U16.pack_into(self._memory, _LAST_BATCH_AT, head)
+        _U16.pack_into(self.memory, _LAST_BATCH_AT, head)
 
     def finished(self, head: int, used: int) -> None:
         """The used ring's index has gone on to ``used``."""
-        self._memory[self._at(head)] = 0
-        _U16.pack_into(self._memory, _USED_AT, used)
+        self.memory[self._at(head)] = 0
+        _U16.pack_into(self.memory, _USED_AT, used)
 
     def _at(self, head: int) -> int:
         return HEADER.size + ENTRY.size * head

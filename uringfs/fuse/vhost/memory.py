@@ -17,6 +17,10 @@ MAX_REGIONS = 509
 """Slots of memory that a front-end may use: what KVM gives a virtual machine on x86."""
 
 
+LOG_PAGE = 4096
+"""Bytes that a bit of the log stands for (VHOST_LOG_PAGE), whatever the guest's page size."""
+
+
 class BadAddress(Exception):
     """Memory was named that the guest does not have."""
 
@@ -95,3 +99,19 @@ class GuestMemory:
             if 0 <= address - region.user < region.size:
                 return region.guest + address - region.user
         raise BadAddress(f"no memory at user address {address:#x}")
+
+
+class DirtyLog:
+    """A bit for each page of the guest that was written to, which a front-end that moves the guest
+    to another host asks for. It takes bits away while they are set here, so one set twice is well.
+    """
+
+    def __init__(self, size: int, offset: int, fd: int) -> None:
+        """``size`` bytes at ``offset`` of a shared file. OSError, ValueError as ``map_region``."""
+        self.view = map_region(0, size, 0, offset, fd).view
+
+    def mark(self, address: int, length: int) -> None:
+        """Pages from a guest address on; those the log has no bit for are left out."""
+        first, last = address // LOG_PAGE, (address + length - 1) // LOG_PAGE
+        for page in range(first, min(last, len(self.view) * 8 - 1) + 1):
+            self.view[page // 8] |= 1 << page % 8

@@ -14,6 +14,7 @@ from uringfs.fs.types import Buffers
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.request import Reply, Request
+from uringfs.fuse.vhost.virtqueue import Chain
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +30,15 @@ Give = Callable[["GuestRequest", int], None]
 
 
 class GuestRequest(Request):
-    """``readable`` and ``writable`` are the memory of one chain; ``head`` is its name.
-
-    ``length`` is that of the whole message. ``give`` is called once, when it is finished.
+    """``chain`` is where it lies, ``length`` that of the whole message. ``give`` is called once,
+    when it is finished.
     """
 
-    __slots__ = ("_filled", "_give", "head", "length", "readable", "writable")
+    __slots__ = ("_filled", "_give", "chain", "length")
 
-    def __init__(
-        self,
-        head: int,
-        readable: Sequence[memoryview],
-        writable: Sequence[memoryview],
-        give: Give,
-    ) -> None:
-        self.head = head
-        self.readable = readable
-        self.writable = writable
+    def __init__(self, chain: Chain, give: Give) -> None:
+        self.chain = chain
+        readable = chain.readable
         self.length = sum(map(len, readable))
         self._give = give
         self._filled = 0
@@ -57,7 +50,7 @@ class GuestRequest(Request):
         super().__init__(memoryview(message), memoryview(b""))
 
     def space(self, size: int) -> Buffers | None:
-        pieces = cut(self.writable, _OUT, size)
+        pieces = cut(self.chain.writable, _OUT, size)
         return pieces if sum(map(len, pieces)) == size else None
 
     def filled(self, count: int) -> Buffers:
@@ -65,16 +58,16 @@ class GuestRequest(Request):
         return ()
 
     def brought(self, data: memoryview) -> Buffers:
-        return cut(self.readable, _WRITE_HEADERS, self.length)
+        return cut(self.chain.readable, _WRITE_HEADERS, self.length)
 
     def finish(self, reply: Reply) -> None:
         """Write the reply into the guest's memory, and give the chain back."""
         data = b"".join(reply)
-        written = len(data)
-        if not scatter(data, self.writable):
+        written, writable = len(data), self.chain.writable
+        if not scatter(data, writable):
             log.debug("a reply of %d bytes is longer than its chain: EIO instead", written)
             data = b"".join(replies.error(self.unique, errno.EIO))
-            written = len(data) if scatter(data, self.writable) else 0
+            written = len(data) if scatter(data, writable) else 0
             self._filled = 0
         self._give(self, written + self._filled if written else 0)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from struct import Struct
 
 from uringfs.fuse.vhost.inflight import Inflight
-from uringfs.fuse.vhost.memory import BadAddress, GuestMemory
+from uringfs.fuse.vhost.memory import BadAddress, DirtyLog, GuestMemory
 
 MAX_SIZE = 1024
 """Entries of a queue, and so descriptors of a chain, at the most: IOV_MAX, and QEMU's limit."""
@@ -44,14 +44,21 @@ class Feature(enum.IntFlag):
 
 
 class Chain:
-    """One request: memory to read from and to write to. ``head`` names it to the driver."""
+    """One request: memory to read from and to write to. ``head`` names it to the driver.
 
-    __slots__ = ("head", "readable", "writable")
+    ``spans`` are guest address and length of what is writable, where Python has to log it.
+    """
 
-    def __init__(self, head: int) -> None:
+    __slots__ = ("head", "readable", "spans", "writable")
+
+    def __init__(
+        self, head: int, readable: list[memoryview] | None = None,
+        writable: list[memoryview] | None = None,
+    ) -> None:  # fmt: skip
         self.head = head
-        self.readable: list[memoryview] = []
-        self.writable: list[memoryview] = []
+        self.readable = readable or []
+        self.writable = writable or []
+        self.spans: list[tuple[int, int]] = []
 
 
 def full_barrier() -> None:
@@ -78,16 +85,18 @@ class Virtqueue:
         """
         self.size = size
         self._addresses = addresses
-        self._features = features
-        self._inflight = inflight
+        self.features = features
+        self.log: DirtyLog | None = None
+        self.log_used = 0
+        self.inflight = inflight
         self._mask = size - 1
         self.move(memory)
         self._used_next = self._used_index[1]
         self._next = base
-        self._resumed: list[int] = []
+        self.resumed: list[int] = []
         if inflight is not None:
-            self._resumed = inflight.resume(self._used_next)
-            self._next = self._used_next + len(self._resumed) & _INDEX
+            self.resumed = inflight.resume(self._used_next)
+            self._next = self._used_next + len(self.resumed) & _INDEX
         self._told = self._used_next
 
     def move(self, memory: GuestMemory) -> None:
@@ -101,6 +110,7 @@ class Virtqueue:
             ring = memory.at_user(used, 6 + 8 * self.size)
         except BadAddress as exc:
             raise BadQueue(f"its rings are not in memory: {exc}") from None
+        self.rings = table, available, ring
         self._memory, self._table, self._avail = memory, table, available.cast("H")
         end = 4 + 8 * self.size
         self._used_index, self._used = ring[:4].cast("H"), ring[4:end].cast("I")
@@ -113,16 +123,16 @@ class Virtqueue:
 
     def chains(self) -> Iterator[Chain]:
         """Take what the driver offers until there is no more; BadQueue as soon as it cheats."""
-        while self._resumed:
-            yield self._walk(self._resumed.pop(0))
+        while self.resumed:
+            yield self._walk(self.resumed.pop(0))
         while True:
             for _ in range(self._offered()):
                 head = self._avail[2 + (self._next & self._mask)]
                 if head >= self.size:
                     raise BadQueue(f"descriptor {head} of a queue of {self.size}")
                 chain = self._walk(head)
-                if self._inflight is not None:
-                    self._inflight.begin(head)
+                if self.inflight is not None:
+                    self.inflight.begin(head)
                 self._next = self._next + 1 & _INDEX
                 yield chain
             if not self._ask_for_kick():
@@ -136,7 +146,7 @@ class Virtqueue:
 
     def _ask_for_kick(self) -> bool:
         """Have the driver kick for the next entry; whether one came before it could know."""
-        if self._features & Feature.EVENT_IDX:
+        if self.features & Feature.EVENT_IDX:
             self._avail_event[0] = self._next
         full_barrier()
         return self._avail[1] != self._next
@@ -147,6 +157,7 @@ class Virtqueue:
         for address, length, flags in self._descriptors(head):
             if flags & WRITE:
                 pieces = chain.writable
+                chain.spans.append((address, length))
             elif chain.writable:
                 raise BadQueue("memory to read from behind memory to write to")
             else:
@@ -167,7 +178,7 @@ class Virtqueue:
         while True:
             address, length, flags, following = DESCRIPTOR.unpack_from(table, index * 16)
             if flags & INDIRECT:
-                if indirect or flags & NEXT or not self._features & Feature.INDIRECT_DESC:
+                if indirect or flags & NEXT or not self.features & Feature.INDIRECT_DESC:
                     raise BadQueue("an indirect descriptor where there may be none")
                 if not length or length % 16 or length > 16 * MAX_SIZE:
                     raise BadQueue(f"an indirect table of {length} bytes")
@@ -191,18 +202,32 @@ class Virtqueue:
             raise BadQueue(str(exc)) from None
         return memoryview(b"".join(pieces))
 
+    def log_written(self, chain: Chain, written: int) -> None:
+        """Mark the pages of a chain that were written to, where pages are logged."""
+        if self.log is None:
+            return
+        for address, length in chain.spans:
+            self.log.mark(address, min(length, written))
+            written -= min(length, written)
+
+    def _log_used(self, at: int, length: int) -> None:
+        if self.log is not None and self.log_used:
+            self.log.mark(self.log_used + at, length)
+
     def push(self, head: int, written: int) -> None:
         """Give a chain back to the driver, which is not told before :meth:`interrupts`."""
         at = (self._used_next & self._mask) * 2
         self._used[at] = head
         self._used[at + 1] = written
-        if self._inflight is not None:
-            self._inflight.finishing(head)
+        if self.inflight is not None:
+            self.inflight.finishing(head)
         self._used_next = self._used_next + 1 & _INDEX
         full_barrier()
         self._used_index[1] = self._used_next
-        if self._inflight is not None:
-            self._inflight.finished(head, self._used_next)
+        if self.inflight is not None:
+            self.inflight.finished(head, self._used_next)
+        self._log_used(0, 4)
+        self._log_used(4 + 4 * at, 8)
 
     def interrupts(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call."""
@@ -210,7 +235,7 @@ class Virtqueue:
         if old == self._used_next:
             return False
         full_barrier()
-        if not self._features & Feature.EVENT_IDX:
+        if not self.features & Feature.EVENT_IDX:
             return not self._avail[0] & NO_INTERRUPT
         event = self._avail[2 + self.size]
         return (self._used_next - event - 1 & _INDEX) < (self._used_next - old & _INDEX)

@@ -11,6 +11,13 @@ struct uf_handle {
     ...;
 };
 
+struct uf_handles {
+    struct uf_handle *rows;
+    uint32_t count;
+    uint32_t flag_mask;
+    uint16_t no_fsetid;
+};
+
 struct uf_pump {
     struct uf_ring *ring;
     int device_fd;
@@ -21,11 +28,8 @@ struct uf_pump {
     uint32_t max_transfer;
     uint32_t fixed_bytes;
     uint32_t fixed_base;
-    uint32_t flag_mask;
-    uint16_t no_fsetid;
     bool fast;
-    struct uf_handle *handles;
-    uint32_t handle_count;
+    struct uf_handles handles;
     uint32_t offered;
     uint32_t spares;
     bool armed;

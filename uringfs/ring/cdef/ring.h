@@ -11,6 +11,7 @@ struct __kernel_timespec {
 };
 
 struct uf_pump;
+struct uf_guest;
 
 struct uf_ring {
     uint32_t features;
@@ -19,6 +20,7 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
+    struct uf_guest *guests;
     uint32_t transfers;
     uint64_t spin_ns;
     uint64_t spins;

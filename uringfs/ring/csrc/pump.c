@@ -37,15 +37,8 @@
 
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
 #define UF_BUFFER_GROUP 0
-#define UF_SERIAL_MASK 0xffffffu
 #define UF_LEAST_LISTING 1024 /* holds an entry with the longest of names */
-#define UF_MAX_ERROR 511 /* the device refuses replies with greater numbers: fuse_dev_do_write() */
 
-#ifndef FUSE_WRITE_KILL_SUIDGID
-#define FUSE_WRITE_KILL_SUIDGID (1 << 2)
-#endif
-
-_Static_assert(sizeof(struct uf_handle) == 32, "fs/handles.py packs the same 32 bytes");
 _Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == UF_IN_SIZE,
                "a WRITE's data begins a page");
 _Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_read_in) == UF_IN_SIZE,
@@ -207,28 +200,10 @@ static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot
 
 /* -- requests --------------------------------------------------------------------------------- */
 
-static struct uf_handle *find_handle(struct uf_pump *p, uint64_t fh, uint64_t nodeid,
-                                     uint32_t trait)
-{
-    uint32_t index = (uint32_t)fh;
-    if (!index || index >= p->handle_count) /* row 0 is no handle's */
-        return NULL;
-    struct uf_handle *h = &p->handles[index];
-    if (h->fh != fh || h->nodeid != nodeid || !(h->flags & trait))
-        return NULL;
-    return h;
-}
-
-/* A negative offset is an error of its own, and -1 means the file's position to io_uring. */
-static bool is_transfer(const struct uf_pump *p, uint32_t size, uint64_t offset)
-{
-    return size && size <= p->max_transfer && offset <= INT64_MAX;
-}
-
 static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size)
 {
     struct uf_slot *s = &p->slots[slot];
-    s->handle = (uint32_t)(h - p->handles);
+    s->handle = (uint32_t)(h - p->handles.rows);
     s->size = size;
     s->state = UF_SLOT_IO;
     h->in_flight++;
@@ -241,7 +216,7 @@ static void unclaim(struct uf_pump *p, uint32_t slot)
     struct uf_slot *s = &p->slots[slot];
     if (!s->handle)
         return;
-    p->handles[s->handle].in_flight--;
+    p->handles.rows[s->handle].in_flight--;
     p->ring->transfers--;
     s->handle = 0;
 }
@@ -285,14 +260,6 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
     send_reply(p, slot, out, length, UF_SLOT_REPLY);
 }
 
-/* A file system in memory has nothing to wait for, and offers no way to say so (FMODE_NOWAIT):
- * io_uring would hand the transfer to a thread. That costs far more than a small transfer; with
- * a large one, this thread meanwhile copies the next. */
-static bool is_better_now(const struct uf_handle *h, uint32_t size)
-{
-    return h->flags & UF_HANDLE_MEMORY && size < UF_LARGE;
-}
-
 static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handle *h,
                          uint32_t size, uint64_t offset)
 {
@@ -309,11 +276,11 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
 {
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
-    if (in->len != UF_IN_SIZE || !h || !is_transfer(p, arg.size, arg.offset) ||
-        (arg.flags ^ h->flags) & p->flag_mask || !make_room(p, 2))
+    struct uf_handle *h = uf_to_read(&p->handles, in->nodeid, &arg);
+    if (in->len != UF_IN_SIZE || !h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
+        !make_room(p, 2))
         return false;
-    if (is_better_now(h, arg.size)) {
+    if (uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
@@ -328,26 +295,16 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     return true;
 }
 
-/* For pwritev2(2) with RWF_DSYNC or RWF_SYNC, which the kernel tells as flags the file lacks. */
-static __kernel_rwf_t sync_flags(uint32_t flags)
-{
-    return (flags & O_SYNC & ~O_DSYNC ? RWF_SYNC : 0) | (flags & O_DSYNC ? RWF_DSYNC : 0);
-}
-
 static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                         const void *body)
 {
     struct fuse_write_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
-    if (!h || !is_transfer(p, arg.size, arg.offset) || in->len != UF_IN_SIZE + arg.size)
+    struct uf_handle *h = uf_to_write(&p->handles, in->nodeid, &arg);
+    if (!h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
+        in->len != UF_IN_SIZE + arg.size || !make_room(p, 2))
         return false;
-    bool kill = arg.write_flags & FUSE_WRITE_KILL_SUIDGID;
-    bool from_cache = arg.write_flags & FUSE_WRITE_CACHE;
-    uint32_t differ = from_cache ? h->flags : arg.flags ^ h->flags;
-    if (differ & p->flag_mask || (kill && !p->no_fsetid) || !make_room(p, 2))
-        return false;
-    if (!kill && is_better_now(h, arg.size)) {
+    if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) && uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
@@ -358,9 +315,7 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_WRITE, h->fd,
                                      slot_data(p, slot), arg.size, arg.offset);
     use_fixed(p, sqe, slot);
-    if (kill)
-        sqe->personality = p->no_fsetid;
-    sqe->rw_flags = sync_flags(arg.flags & ~h->flags);
+    uf_as_asked(&p->handles, h, &arg, sqe);
     queue_chain(p, slot, sqe, reply, sizeof(*reply));
     return true;
 }
@@ -371,7 +326,7 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 {
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
+    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
         return false;
     claim(p, slot, h, 0);
@@ -380,19 +335,17 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     return true;
 }
 
-/* What close(2) of one descriptor reports is what closing a duplicate reports. */
 static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                          const void *body)
 {
     struct fuse_flush_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_FAST);
-    if (in->len != sizeof(*in) + sizeof(arg) || !h || p->handles[0].flags & UF_HANDLE_LOCKED)
+    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
+    bool locked = p->handles.rows[0].flags & UF_HANDLE_LOCKED;
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || locked)
         return false;
-    int duplicate = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
-    int error = duplicate < 0 || close(duplicate) < 0 ? -errno : 0;
     p->fast_requests[FUSE_FLUSH]++;
-    send_error(p, slot, error, UF_SLOT_REPLY);
+    send_error(p, slot, uf_close_duplicate(h), UF_SLOT_REPLY);
     return true;
 }
 
@@ -424,7 +377,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
 {
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = find_handle(p, arg.fh, in->nodeid, UF_HANDLE_LIST);
+    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_LIST);
     uint64_t raw_at = ((uint64_t)arg.size + 7) & ~7ull;
     if (in->len != UF_IN_SIZE || !h || p->ring->transfers || arg.size < UF_LEAST_LISTING ||
         raw_at + arg.size > p->max_transfer)

@@ -3,7 +3,7 @@
 #ifndef URINGFS_PUMP_H
 #define URINGFS_PUMP_H
 
-#include "ring.h"
+#include "handle.h"
 
 /* Completions that reach Python: a request it has to answer (user_data: slot, res: bytes), or
  * UF_NO_SLOT and the errno that ended the device. */
@@ -17,25 +17,9 @@
 
 #define UF_PAGE 4096u
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
-#define UF_OPCODES 64u
 #define UF_BUCKETS 40u
 #define UF_WINDOW 4u /* slots that are offered to the kernel at the least */
 #define UF_WATCH 1024u
-#define UF_LARGE (256u << 10) /* bytes that are worth a thread to copy them */
-
-/* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
-struct uf_handle {
-    int32_t fd;
-    uint32_t flags; /* O_* of the open file, and UF_HANDLE_FAST */
-    uint64_t fh;    /* 0: not open */
-    uint64_t nodeid;
-    uint32_t in_flight; /* requests of the pump; C counts */
-    uint32_t reserved;
-};
-#define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
-#define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
-#define UF_HANDLE_LIST 0x10000000u   /* a directory that the pump may list */
-#define UF_HANDLE_LOCKED 0x20000000u /* in row 0: there are locks, which a FLUSH may drop */
 
 enum uf_slot_state {
     UF_SLOT_FREE,
@@ -65,11 +49,8 @@ struct uf_pump {
     uint32_t max_transfer;   /* bytes of data that fit a slot */
     uint32_t fixed_bytes;    /* how much of each slot, from its start, is registered; 0: nothing */
     uint32_t fixed_base;     /* index of slot 0 among the registered buffers */
-    uint32_t flag_mask;      /* O_* that a request must share with its handle */
-    uint16_t no_fsetid;      /* personality without CAP_FSETID; 0: Python clears set-ID bits */
     bool fast;               /* false: Python answers everything (--no-async-io) */
-    struct uf_handle *handles;
-    uint32_t handle_count;
+    struct uf_handles handles;
 
     struct uf_slot *slots;
     uint32_t serial; /* of this pump among those its ring has had */

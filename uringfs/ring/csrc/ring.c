@@ -2,6 +2,7 @@
  * Every function returns 0 or a count, or a negated errno, as liburing does.
  * cffi releases the GIL around each call; Ring (ring.py) keeps callers to one thread. */
 #include "pump.h"
+#include "virtqueue.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -58,11 +59,17 @@ int uf_flush(struct uf_ring *r)
     return submitted(r, io_uring_submit(&r->uring));
 }
 
-/* Submit all that is queued: once this returns 0, the kernel holds the files it needs. */
-int uf_submit(struct uf_ring *r)
+static void settle(struct uf_ring *r)
 {
     if (r->pump)
         uf_pump_settle(r->pump);
+    uf_guests_settle(r);
+}
+
+/* Submit all that is queued: once this returns 0, the kernel holds the files it needs. */
+int uf_submit(struct uf_ring *r)
+{
+    settle(r);
     while (io_uring_sq_ready(&r->uring)) {
         int rc = uf_flush(r);
         if (rc <= 0)
@@ -83,6 +90,7 @@ void uf_ring_close(struct uf_ring *r)
     if (r->fd >= 0)
         io_uring_queue_exit(&r->uring);
     r->pump = NULL;
+    r->guests = NULL;
     r->fd = -1;
 }
 
@@ -119,6 +127,12 @@ int uf_push(struct uf_ring *r, uint64_t user_data, uint8_t opcode, uint8_t sqe_f
     return 0;
 }
 
+static bool is_guests(const struct io_uring_cqe *cqe)
+{
+    unsigned tag = cqe->user_data >> UF_TAG_SHIFT;
+    return tag == UF_TAG_KICK || tag == UF_TAG_GUEST_IO;
+}
+
 /* Move what is in the completion queue to `out`, consuming C's own completions on the way.
  * *consumed counts those. */
 static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
@@ -137,7 +151,10 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
         out->user_data[n] = cqe->user_data;
         out->res[n] = cqe->res;
         out->flags[n] = cqe->flags;
-        if (cqe->user_data >> UF_TAG_SHIFT >= UF_TAG_FIRST_C &&
+        if (is_guests(cqe)) {
+            uf_guests_complete(r, cqe);
+            ++*consumed;
+        } else if (cqe->user_data >> UF_TAG_SHIFT >= UF_TAG_FIRST_C &&
             !(r->pump && uf_pump_complete(r->pump, cqe, &out->user_data[n], &out->res[n])))
             ++*consumed;
         else
@@ -145,7 +162,7 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
     }
     io_uring_cq_advance(&r->uring, seen);
     r->last_batch = seen;
-    return n;
+    return uf_guests_turn(r, out, n, consumed);
 }
 
 int uf_peek(struct uf_ring *r, struct uf_batch *out)
@@ -211,7 +228,8 @@ static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
     r->spins++;
     do {
         /* What completes at once is no find. */
-        if (io_uring_cq_ready(&r->uring) > r->at_once || kernel_has_more(r)) {
+        if (io_uring_cq_ready(&r->uring) > r->at_once || kernel_has_more(r) ||
+            uf_guests_ready(r)) {
             r->spin_hits++;
             r->spin_misses = 0;
             return true;
@@ -241,13 +259,12 @@ static int sleep_for(struct uf_ring *r, int64_t timeout_ns)
 
 static int enter(struct uf_ring *r, int64_t timeout_ns)
 {
-    if (r->pump)
-        uf_pump_settle(r->pump);
+    settle(r);
     if (timeout_ns == 0)
         return submitted(r, io_uring_submit_and_get_events(&r->uring));
     int64_t start = now_ns();
-    int rc = spin(r, start, timeout_ns) ? io_uring_submit_and_get_events(&r->uring)
-                                        : sleep_for(r, timeout_ns);
+    bool found = spin(r, start, timeout_ns) || uf_guests_ask(r);
+    int rc = found ? io_uring_submit_and_get_events(&r->uring) : sleep_for(r, timeout_ns);
     r->mean_wait_ns += (now_ns() - start - r->mean_wait_ns) / 8;
     return submitted(r, rc);
 }

@@ -12,7 +12,10 @@
 #define UF_TAG_FIRST_C 0x80u
 #define UF_TAG_IGNORE 0x80u
 
+#define UF_SERIAL_MASK 0xffffffu /* 24 bits of those 56 tell apart who rides on the ring */
+
 #define UF_BATCH 512
+#define UF_OPCODES 64u /* of FUSE, and more than it has */
 
 #define UF_FEW 4               /* completions at a time that are few: low queue depth */
 #define UF_SHORT_WAIT_NS 10000 /* about what it costs to put a thread to sleep and wake it */
@@ -25,8 +28,9 @@ struct uf_ring {
     uint32_t cq_entries;
     int fd;
     struct uf_pump *pump;
-    uint32_t pumps;     /* that there have been */
-    uint32_t transfers; /* of the pump, under way */
+    struct uf_guest *guests; /* a list */
+    uint32_t pumps;     /* and guests that there have been */
+    uint32_t transfers; /* of theirs, under way */
     uint32_t at_once;   /* entries queued that complete when submitted, and wake nobody */
     uint64_t spin_ns; /* how long to look for completions before sleeping; 0: not at all */
     uint32_t spin_misses;
