@@ -1,4 +1,4 @@
-"""``python -m perf``: run, ring, scale, report, compare, list, smoke."""
+"""``python -m perf``: run, ring, scale, report, compare, list, smoke, soak."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from perf import cases, compare, fio, metadata, proc, report, scale, targets
+from perf import cases, compare, fio, metadata, proc, report, scale, soak, targets
 from perf.measure import Sampler, Settings
 from perf.model import Fault, Run
 from perf.mounted import MountError
@@ -44,11 +44,42 @@ def _parser() -> argparse.ArgumentParser:
     _add_ring(commands)
     _add_scale(commands)
     _add_readers(commands)
+    _add_soak(commands)
     smoke = commands.add_parser("smoke", help="seconds: does the harness itself work?")
     smoke.add_argument("--hp", type=Path, metavar="PATH")
     smoke.add_argument("--work", type=Path, default=Path("/var/tmp"), metavar="DIR")
     smoke.set_defaults(run=_smoke)
     return parser
+
+
+def _add_soak(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "soak", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="verified load while the server is killed, upgraded and switched",
+        description="Serve a directory to verified loads, and kill, upgrade and switch the server "
+        "at random. Exit status 1 if anybody on the mount noticed more than a pause.",
+    )  # fmt: skip
+    add = command.add_argument
+    add("--hours", type=float, default=0.0, metavar="N")
+    add("--minutes", type=float, default=0.0, metavar="N")
+    add("--every", type=float, default=0.5, metavar="S", help="seconds between two events")
+    for event, weight in zip(soak.EVENTS, (10.0, 1.0, 3.0), strict=True):
+        add(f"--{event}", type=float, default=weight, metavar="WEIGHT", help="how often, of all")
+    add("--seed", type=int, default=0)
+    add("--flags", default="", metavar="WORDS", help="for uringfs mount")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR")
+    command.set_defaults(run=_soak)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    seconds = (args.hours * 60 + args.minutes) * 60 or 30.0
+    settings = soak.Settings(
+        seconds, args.every, (args.kill, args.upgrade, args.switch), args.work,
+        args.flags.split(), args.seed,
+    )  # fmt: skip
+    outcome = soak.Soak(settings).run()
+    print(soak.render(outcome))
+    return 1 if outcome.errors else 0
 
 
 def _add_targets(parser: argparse.ArgumentParser, default: str) -> None:

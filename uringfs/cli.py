@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,8 +18,11 @@ from uringfs.config import (
     OPTIONS,
     SECTIONS,
     SERVE_OPTIONS,
+    Config,
     ConfigError,
+    MountConfig,
     Option,
+    ServerConfig,
     VhostConfig,
     build,
     build_serve,
@@ -37,6 +41,9 @@ exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5
 6 io_uring cannot be used; 7 no server answers for that mount point.
 """
 
+UPGRADE_S = 60.0
+"""How long an upgrade may take, one that fails and is taken back included."""
+
 CTL_COMMANDS = ("status", "async-io", "mounts", "mount", "unmount", "detach")
 
 
@@ -53,7 +60,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; what went wrong is one line on stderr."""
     try:
-        args = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args = _parser(words).parse_args(words, argparse.Namespace(words=words))
         args.run(args)
     except UserError as exc:
         print(f"uringfs: {exc}", file=sys.stderr)
@@ -77,6 +85,7 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     _add_serve(commands)
     _add_umount(commands)
     _add_ctl(commands)
+    _add_upgrade(commands)
     return parser
 
 
@@ -150,9 +159,7 @@ def _shown(row: Option) -> str:
 def _mount(args: argparse.Namespace) -> None:
     from uringfs.server import Server
 
-    values = parse_o(args.fstab) | _given(args, OPTIONS)
-    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
-    config, mount, server = build(values, source=args.source)
+    config, mount, server = _configured(args)
     sources = parse_sources(args.sources, config, mount)
     if sources:
         roots = [each.config.root_dir for each in sources]
@@ -160,7 +167,14 @@ def _mount(args: argparse.Namespace) -> None:
     else:
         source, mountpoint = check(args.source, args.mountpoint, mount)
     detached = detach() if args.daemon else None
-    Server(source, mountpoint, config, mount, server, detached, sources).run()
+    Server(source, mountpoint, config, mount, server, detached, sources, args.words).run()
+
+
+def _configured(args: argparse.Namespace) -> tuple[Config, MountConfig, ServerConfig]:
+    """The options of a mount; the log is as they say from now on."""
+    values = parse_o(args.fstab) | _given(args, OPTIONS)
+    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
+    return build(values, source=args.source)
 
 
 def _given(args: argparse.Namespace, rows: Mapping[str, Option]) -> dict[str, Any]:
@@ -240,6 +254,67 @@ def _umount(args: argparse.Namespace) -> None:
         raise UserError(Exit.FAILED, f"{args.mountpoint}: {exc.strerror}{advice}") from exc
 
 
+def _add_upgrade(commands: Any) -> None:
+    upgrade = commands.add_parser(
+        "upgrade", help="have the installed version serve MOUNTPOINT", formatter_class=_Help,
+        description="Have the version that is installed now take over a mount made with "
+        "--supervise, while it is in use. If it cannot, the old one goes on.",
+    )  # fmt: skip
+    upgrade.add_argument("mountpoint", metavar="MOUNTPOINT")
+    upgrade.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
+    upgrade.set_defaults(run=_upgrade)
+    resume = commands.add_parser("resume")  # what an upgrade starts; no command of anybody's
+    resume.add_argument("state", type=int)
+    resume.add_argument("--check", action="store_true")
+    resume.add_argument("--waited-for", action="store_true")
+    resume.set_defaults(run=_resume)
+
+
+def _upgrade(args: argparse.Namespace) -> None:
+    path = _control(args)
+    before = ask(path, "upgrade")
+    deadline = time.monotonic() + UPGRADE_S
+    while (after := _status_of(path))["takeovers"] in (None, before["takeovers"]):
+        if time.monotonic() > deadline:
+            raise UserError(Exit.NOT_SERVED, f"no server answers on {path} after the upgrade")
+        time.sleep(0.01)
+    if after["supervisor"] == before["supervisor"]:
+        raise UserError(
+            Exit.FAILED,
+            f"the installed version did not come to serve {args.mountpoint}, "
+            "so the old one goes on; its log says more",
+        )
+    print(
+        f"{args.mountpoint}: upgraded from {before['version']} to {after['version']}, "
+        f"nobody served for {after['last_pause_ms']} ms"
+    )
+
+
+def _status_of(path: Path) -> dict[str, Any]:
+    """Of the server that there is; while there is none, as if nothing had changed."""
+    try:
+        return ask(path, "status")
+    except UserError:
+        return {"takeovers": None}
+
+
+def _resume(args: argparse.Namespace) -> None:
+    from uringfs.recovery.upgrade import inherit
+    from uringfs.server import Server
+
+    state = inherit(args.state)
+    origin = state.origin.get()
+    words = _parser().parse_args(origin["words"])
+    server = Server(
+        origin["source"], origin["mountpoint"], *_configured(words),
+        words=origin["words"], inherited=state, waited_for=args.waited_for,
+    )  # fmt: skip
+    if args.check:
+        server.check()
+    else:
+        server.run()
+
+
 def _add_ctl(commands: Any) -> None:
     ctl = commands.add_parser(
         "ctl", help="ask or change a running mount", formatter_class=_Help,
@@ -255,9 +330,14 @@ def _add_ctl(commands: Any) -> None:
     ctl.set_defaults(run=_ctl)
 
 
-def _ctl(args: argparse.Namespace) -> None:
+def _control(args: argparse.Namespace) -> Path:
     path = Path(args.control) if args.control else socket_path(resolve(args.mountpoint))
     if not os.path.exists(path):
         raise UserError(Exit.NOT_SERVED, f"no server runs for {args.mountpoint} ({path})")
+    return path
+
+
+def _ctl(args: argparse.Namespace) -> None:
+    path = _control(args)
     value = absolute(args.value) if args.command == "mount" and args.value else args.value
     print(json.dumps(ask(path, args.command, value), indent=2))

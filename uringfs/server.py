@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,7 +33,8 @@ from uringfs.fuse.mounts import mount_at, set_max_background, unmount
 from uringfs.limits import raise_nofile
 from uringfs.preflight import check_another
 from uringfs.recovery.start import supervised
-from uringfs.recovery.supervisor import HELD_BACK, ORPHANED
+from uringfs.recovery.supervisor import HANDING_OVER, HELD_BACK, ORPHANED
+from uringfs.recovery.upgrade import check_installed
 from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from uringfs.ring import Ring
 
 log = logging.getLogger("uringfs")
+
+ANSWER_S = 0.02
+"""How long the answer that announces an upgrade may take to be sent."""
+PAUSE_S = 1.0
+"""How long what is under way may take to end before an upgrade; what takes longer is asked anew."""
 
 
 class Session(Protocol):
@@ -83,8 +89,15 @@ class Server:
         server: ServerConfig,
         detached: Callable[[], None] | None = None,
         sources: Sequence[Source] = (),
+        words: Sequence[str] = (),
+        inherited: State | None = None,
+        waited_for: bool = False,
     ) -> None:
-        """``sources`` are shown at their paths, each by itself; ``source`` is then but a name."""
+        """``sources`` are shown at their paths, each by itself; ``source`` is then but a name.
+
+        Where it is supervised, ``words`` are the command that a later version has to understand;
+        ``inherited`` is the state of the one before, ``waited_for`` as for Supervisor.
+        """
         self._source = source
         self._mountpoint = mountpoint
         self._config = config
@@ -92,7 +105,10 @@ class Server:
         self._server = server
         self._detached = detached
         self._sources = {each.path: each for each in sources}
-        self._state: State | None = None
+        self._words = list(words)
+        self._state = inherited
+        self._waited_for = waited_for
+        self._pause: Callable[[float], Awaitable[None]] | None = None
         self._ring: Ring | None = None
         self._ring_refused = "--no-async-io"
         self._sync_io: FileIO | None = None
@@ -111,8 +127,19 @@ class Server:
         if self._sources:
             raise UserError(Exit.USAGE, "supervise: is for one SOURCE, not for --mount")
         _preload()
-        with supervised(partial(unmount, self._mountpoint, lazy=True)) as self._state:
+        if self._state is None:
+            self._state = State.create()
+            where = {"source": self._source, "mountpoint": self._mountpoint}
+            self._state.origin.set({"words": self._words, **where})
+        give_up = partial(unmount, self._mountpoint, lazy=True)
+        with supervised(give_up, self._state, waited_for=self._waited_for):
             self._run()
+
+    def check(self) -> None:
+        """Whether it could be ``run`` here: UserError where not. Nothing is served."""
+        _preload()
+        if self._server.async_io is not False:
+            self._try_ring()
 
     def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
@@ -169,6 +196,7 @@ class Server:
             Path(self._server.control or socket_path(self._mountpoint)),
             {
                 "status": self._status,
+                "upgrade": self._upgrade,
                 "async-io": self._async_io,
                 "mounts": self._mounts,
                 "mount": self._mount_source,
@@ -216,7 +244,9 @@ class Server:
                 return session(fs, self._mountpoint, self._config, self._mount)
             from uringfs.fuse.session_dev import DevSession
 
-            return DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
+            session = DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
+            self._pause = session.pause
+            return session
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
 
@@ -387,6 +417,26 @@ class Server:
             "requests": dict(self._session.requests),
             **self._supervised(),
         }
+
+    async def _upgrade(self, _value: str | None) -> Mapping[str, Any]:
+        """See that the installed version can start; it takes over once this has been answered."""
+        state = self._state
+        if state is None or self._pause is None:
+            raise UserError(Exit.FAILED, "not supervised: mount with --supervise to upgrade in use")
+        if not state.supervisor.get():
+            raise UserError(Exit.FAILED, "its supervisor ended, nobody could take over")
+        await check_installed(state)
+        loop = asyncio.get_running_loop()
+        loop.call_later(ANSWER_S, lambda: loop.create_task(self._hand_over(state)))
+        return self._status(None)
+
+    async def _hand_over(self, state: State) -> None:
+        assert self._pause is not None
+        log.info("handing over to the installed version")
+        state.ended_ns.set(time.monotonic_ns())
+        await self._pause(PAUSE_S)
+        logging.shutdown()
+        os._exit(HANDING_OVER)
 
     def _supervised(self) -> Mapping[str, Any]:
         if self._state is None:

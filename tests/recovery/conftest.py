@@ -66,6 +66,21 @@ class Supervised(Mounted):
         pid = self.process.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
+    def kill_latest(self) -> None:
+        """The same after an upgrade, when the server is not the first process's child."""
+        before = self.takeovers
+        os.kill(self.server, signal.SIGKILL)
+        wait_until(lambda: self.takeovers > before, "another server to take over")
+
+    @property
+    def supervisors(self) -> int:
+        """How many processes there are, the server's left out."""
+        pid, count = self.status()["supervisor"], 1
+        while pid != self.process.pid:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            count += 1
+        return count
+
     @contextmanager
     def being_killed(self, every_s: float = 0.2) -> Iterator[None]:
         """Kill the server again and again, as long as it lasts."""

@@ -121,6 +121,12 @@ class Dispatcher:
             if operation.waits:
                 task.cancel()
 
+    async def idle(self, patience: float) -> None:
+        """See what waits end, but for what may wait for ever, within so many seconds."""
+        waiting = [task for task, operation in self._waiting.values() if not operation.waits]
+        if waiting:
+            await asyncio.wait(waiting, timeout=patience)
+
     async def close(self, grace: float) -> None:
         """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""
         self.interrupt_waiting()

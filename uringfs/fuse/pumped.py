@@ -100,15 +100,16 @@ class PumpedDevice:
 
     async def close(self) -> None:
         """Take no more requests, see those under way end, and let go of the ring."""
-        if not await self._idle(CLOSE_GRACE_S):
+        if not await self.idle(CLOSE_GRACE_S):
             log.warning("%d transfers take long: cancelling them", self.pump.interrupt_all())
-            if not await self._idle(CLOSE_GRACE_S):
+            if not await self.idle(CLOSE_GRACE_S):
                 log.error("%d requests do not end: given up", self.pump.under_way)
         self._fs.handles.before_close = lambda: None
         self._dispatcher.interrupt_elsewhere = None
         self.pump.close()
 
-    async def _idle(self, patience: float) -> bool:
+    async def idle(self, patience: float) -> bool:
+        """Take no more requests; whether those under way end within so many seconds."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience
         while self.pump.listening or self.pump.under_way:

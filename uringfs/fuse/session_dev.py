@@ -119,13 +119,22 @@ class DevSession:
             if not self._stopping:
                 await self._ended
         finally:
-            await self._leave()
+            if self._succession is None or self._stopping or self._ended.done():
+                await self._leave()
 
     def _mount(self) -> int:
         device = mount(self._mountpoint, self._mount_config)
         if self._succession is not None:
             self._succession.mounted(device)
         return device
+
+    async def pause(self, patience: float) -> None:
+        """Take no more requests and see those under way end, within so many seconds."""
+        asyncio.get_running_loop().remove_reader(self._device)
+        if self._pumped is not None:
+            await self._pumped.idle(patience)
+        else:
+            await self._dispatcher.idle(patience)
 
     def stop(self) -> None:
         """Let requests under way end, unmount, and have ``run`` return."""

@@ -9,25 +9,27 @@ import sys
 from collections.abc import Callable, Iterator
 
 from uringfs.errors import Exit, UserError
-from uringfs.fs.kept import close_others
 from uringfs.fs.state import State
 from uringfs.recovery.supervisor import Supervisor
+from uringfs.recovery.upgrade import hand_over
 
 log = logging.getLogger("uringfs")
 
 
 @contextlib.contextmanager
-def supervised(give_up: Callable[[], None]) -> Iterator[State]:
+def supervised(
+    give_up: Callable[[], None], state: State, *, waited_for: bool = False
+) -> Iterator[None]:
     """Around a server: the calling process stays behind as a supervisor, and is this in each.
 
     A server ends here, so that objects it has of the supervisor's stay untouched. One that fails
     while it has the mount leaves all as it is to the next. ``give_up`` unmounts what nobody can
-    serve. UserError where it cannot be done.
+    serve; ``waited_for``: see Supervisor. UserError where it cannot be done.
     """
-    state = _become_server(give_up)
+    _become_server(give_up, state, waited_for)
     status = Exit.OK
     try:
-        yield state
+        yield
     except UserError as exc:
         if state.device.get():
             log.error("%s", exc)
@@ -42,15 +44,11 @@ def supervised(give_up: Callable[[], None]) -> Iterator[State]:
     os._exit(status)
 
 
-def _become_server(give_up: Callable[[], None]) -> State:
+def _become_server(give_up: Callable[[], None], state: State, waited_for: bool) -> None:
     def unmount() -> None:
         with contextlib.suppress(OSError):
             give_up()
 
-    state = State.create()
-    supervisor = Supervisor(state, unmount, lambda _supervisor: None)
+    supervisor = Supervisor(state, unmount, hand_over, waited_for=waited_for)
     supervisor.supervise()
-    if state.starts.get() > 1:
-        close_others(state, supervisor.own)
     state.reload()
-    return state

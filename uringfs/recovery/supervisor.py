@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from uringfs.errors import Exit, UserError
-from uringfs.fs.kept import open_descriptors
+from uringfs.fs.handles import descriptors
+from uringfs.fs.kept import close_others, open_descriptors
 from uringfs.fs.state import State
 from uringfs.recovery.clone import clone_sharing_files, tell_of_parents_death
 
@@ -41,39 +42,45 @@ class Supervisor:
         state: State,
         give_up: Callable[[], None],
         hand_over: Callable[[Supervisor], int | None],
-        started: Callable[[], None] = lambda: None,
+        *,
+        waited_for: bool = False,
     ) -> None:
         """``give_up`` unmounts what nobody can serve any more.
 
-        ``hand_over`` has another program supervise, and returns this one's exit status once that
-        is not needed any more; None if the other cannot. ``started`` is called in each server.
+        ``hand_over`` has another program supervise, and returns this one's exit status once it
+        is not needed any more; None if the other cannot. ``waited_for``: by a supervisor that
+        this one has replaced.
         """
         self.state = state
         self._give_up = give_up
         self._hand_over = hand_over
-        self._started = started
+        self.waited_for = waited_for
         self._stopping = False
-        self.own = open_descriptors()
+        files = state.descriptors() | descriptors(state.handles)
+        self.own = open_descriptors() - files
         """Descriptors that are neither the mount's nor a server's."""
 
     def supervise(self) -> None:
         """Return in a server. UserError where the kernel cannot share descriptors."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *HELD_BACK})
-        self.state.supervisor.set(os.getpid())
         gc.freeze()
         failures = 0
+        inherited = self.state.lives.get() or None
         while True:
             lives = self.state.lives.get()
+            self.state.supervisor.set(os.getpid())
             self.state.starts.set(self.state.starts.get() + 1)
             child = self._clone()
             if child == 0:
                 self._become_server()
                 return
             status = self._watch(child)
-            self.state.ended_ns.set(time.monotonic_ns())
+            if status != HANDING_OVER:
+                self.state.ended_ns.set(time.monotonic_ns())
+            close_others(self.state, self.own)
             if not self.state.device.get():
                 os._exit(status if status >= 0 else 128 - status)
-            if status == HANDING_OVER:
+            if status == HANDING_OVER and not self._stopping:
                 final = self._hand_over(self)
                 if final is not None:
                     os._exit(final)
@@ -81,6 +88,8 @@ class Supervisor:
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.error("the server ended with %s: starting another", how)
             failures = 0 if self.state.lives.get() > lives else failures + 1
+            if failures and self.state.lives.get() == inherited:
+                os._exit(Exit.FAILED)  # the supervisor before has all it needs to go on
             if failures == MAX_FAILURES:
                 log.critical("%d servers died before they were live: unmounting", failures)
                 self._give_up()
@@ -103,7 +112,6 @@ class Supervisor:
             os.kill(os.getpid(), ORPHANED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         gc.unfreeze()
-        self._started()
 
     def _watch(self, child: int) -> int:
         """Hand signals on until the child ends: its exit status, or the signal below 0."""
