@@ -169,7 +169,8 @@ class Soak:
             [
                 "fio", "--name=soak", f"--directory={directory}", "--rw=randrw", "--bs=4k",
                 "--size=32M", "--numjobs=4", "--ioengine=libaio", "--iodepth=8", "--direct=1",
-                "--verify=crc32c", "--verify_backlog=512", "--verify_state_save=0", "--verify_fatal=1", "--time_based",
+                "--verify=crc32c", "--verify_backlog=512", "--verify_state_save=0",
+                "--verify_fatal=1", "--time_based",
                 f"--runtime={int(self._settings.seconds)}", "--group_reporting",
                 "--output-format=json",
             ],

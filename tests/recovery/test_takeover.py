@@ -175,7 +175,8 @@ def test_data_is_verified(mount: Supervised) -> None:
         [
             "fio", "--thread", "--name=v", f"--directory={mount.path}", "--rw=randrw", "--bs=4k",
             "--size=4M", "--iodepth=8", "--ioengine=libaio", "--direct=1", "--verify=crc32c",
-            "--verify_backlog=64", "--verify_state_save=0", "--time_based", "--runtime=4", "--verify_fatal=1",
+            "--verify_backlog=64", "--verify_state_save=0", "--time_based",
+            "--runtime=4", "--verify_fatal=1",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
