@@ -244,9 +244,9 @@ class Server:
                 return session(fs, self._mountpoint, self._config, self._mount)
             from uringfs.fuse.session_dev import DevSession
 
-            session = DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
-            self._pause = session.pause
-            return session
+            dev = DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
+            self._pause = dev.pause
+            return dev
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
 
