@@ -67,6 +67,7 @@ class Journal:
     """Notes of requests, and their meaning when one comes again."""
 
     def __init__(self, state: State) -> None:
+        self.state = state
         self._memory = state.journal
         self._written = state.records
         self._count = state.records.get()

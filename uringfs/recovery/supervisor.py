@@ -31,7 +31,10 @@ HELD_BACK = STOPPING | {ORPHANED}
 HANDING_OVER = 75
 """Exit status of a server that has stopped for an upgrade (EX_TEMPFAIL of sysexits(3))."""
 MAX_FAILURES = 5
-"""Servers that may die one after the other before one is live."""
+"""Servers that may die one after the other before one is live, but for SIGKILL: that comes from
+outside, and may stop to."""
+KILLED_PAUSE_S = 0.002
+"""So that even being killed all the time leaves the machine some."""
 
 
 class Supervisor:
@@ -87,6 +90,9 @@ class Supervisor:
                 continue
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.error("the server ended with %s: starting another", how)
+            if status == -signal.SIGKILL:
+                time.sleep(KILLED_PAUSE_S)
+                continue
             failures = 0 if self.state.lives.get() > lives else failures + 1
             if failures and self.state.lives.get() == inherited:
                 os._exit(Exit.FAILED)  # the supervisor before has all it needs to go on
