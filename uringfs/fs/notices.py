@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import functools
+import itertools
 import logging
 import os
 import stat
@@ -106,6 +107,8 @@ _INFO = struct.Struct("=BxH8sIi")
 _FID, _DFID_NAME = 1, 2
 IDENTITIES = 4096
 """Files of which it is remembered what a file handle of theirs stands for."""
+ANCHORS = 64
+"""Files that are tried for one that says which file system is meant."""
 
 
 class Fanotify:
@@ -214,14 +217,21 @@ class Fanotify:
         return attr.dev, attr.ino
 
     def _anchor(self, fsid: bytes) -> OwnedFd | None:
-        """A file of that file system, open; for the moment, so that it can be unmounted."""
+        """A file of that file system, open for the moment, so that it can be unmounted.
+
+        None where the kernel knows nothing of it; OSError EIO where no file can be opened.
+        """
         device = self._devices.get(fsid)
-        for mount in self._inodes.on_device(device) if device else ():
-            for inode in mount.values():
+        mounts = list(self._inodes.on_device(device)) if device else []
+        for mount in mounts:
+            for inode in itertools.islice(mount.values(), ANCHORS):
                 if is_safe_inode(inode.mode):
-                    path = self._inodes.open(inode.nodeid)
-                    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-                    return OwnedFd(os.open(b"/proc/self/fd/%d" % path.fd, flags))
+                    with contextlib.suppress(OSError):  # a file handle may be of a deleted file
+                        path = self._inodes.open(inode.nodeid)
+                        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                        return OwnedFd(os.open(b"/proc/self/fd/%d" % path.fd, flags))
+        if mounts:
+            raise OSError(errno.EIO, "no file of a file system can be opened")
         return None
 
     def close(self) -> None:

@@ -39,7 +39,9 @@ class Watched(PassthroughFs):
         for inode in list(self.inodes):
             notices.entered(inode, self.inodes.open(inode.nodeid))
         log.info("changes in %s are noticed by %s", self.config.root_dir, notices.name)
-        self._watching = asyncio.get_running_loop().create_task(self._watch(notices, tell))
+        # What was known to a server before this one may have changed since.
+        first = self._everything() if len(self.inodes) > 1 else Stale()
+        self._watching = asyncio.get_running_loop().create_task(self._watch(notices, tell, first))
         self._watching.add_done_callback(lambda _: notices.close())
 
     def leave(self) -> None:
@@ -63,13 +65,13 @@ class Watched(PassthroughFs):
         if self._notices is not None and inode is not None and nodeid not in self.inodes:
             self._notices.forgotten(inode)
 
-    async def _watch(self, notices: Notices, tell: Tell) -> None:
-        if len(self.inodes) > 1:  # known to a server before this one: who knows since when
-            await tell(self._everything())
+    async def _watch(self, notices: Notices, tell: Tell, stale: Stale) -> None:
         while True:
+            if any(stale):
+                await tell(stale)
             await _readable(notices.fd)
             await asyncio.sleep(GATHER_S)
-            await tell(self._gather(notices))
+            stale = self._gather(notices)
 
     def _gather(self, notices: Notices) -> Stale:
         changes: defaultdict[tuple[int, bytes], int] = defaultdict(int)
