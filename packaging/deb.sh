@@ -34,13 +34,17 @@ install -d "$packages" "$root/DEBIAN" "$root/usr/bin" "$root/usr/share/doc/uring
 python3 -m zipfile -e "${wheels[0]}" "$packages"
 rm -r "$packages"/uringfs-*.dist-info/licenses # says the same as copyright
 
-cat >"$root/usr/bin/uringfs" <<'END'
+for command in uringfs=main uringfs-virtiofsd=virtiofsd; do
+    cat >"$root/usr/bin/${command%=*}" <<END
 #!/usr/bin/python3
 import sys
-from uringfs.cli import main
-sys.exit(main())
+from uringfs.cli import ${command#*=}
+sys.exit(${command#*=}())
 END
-chmod 755 "$root/usr/bin/uringfs"
+    chmod 755 "$root/usr/bin/${command%=*}"
+done
+# Where libvirt and others look for what can serve a file system (QEMU's vhost-user.json).
+install -D -m 644 "$here/50-uringfs.json" "$root/usr/share/qemu/vhost-user/50-uringfs.json"
 
 doc=$root/usr/share/doc/uringfs
 install -m 644 "$here/copyright" "$doc"

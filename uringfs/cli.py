@@ -28,6 +28,7 @@ from uringfs.config import (
     build_serve,
     parse,
     parse_o,
+    parse_o_of_virtiofsd,
 )
 from uringfs.control import ask, socket_path
 from uringfs.daemon import detach
@@ -70,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"uringfs: {exc}", file=sys.stderr)
         return Exit.USAGE
     return Exit.OK
+
+
+def virtiofsd() -> int:
+    """The command libvirt starts for a file system (50-uringfs.json): `uringfs serve`."""
+    return main(["serve", *sys.argv[1:]])
 
 
 def _parser(words: Sequence[str] = ()) -> _Parser:
@@ -200,6 +206,10 @@ def _add_serve(commands: Any) -> None:
         allow_abbrev=False,
     )
     serve.add_argument(
+        "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
+        help="any option below, and virtiofsd's source=DIR",
+    )  # fmt: skip
+    serve.add_argument(
         "--print-capabilities", action="store_true", help="print what it can, as JSON, and exit"
     )
     _add_options(serve, (VhostConfig, *SECTIONS), SERVE_OPTIONS)
@@ -212,7 +222,7 @@ def _serve(args: argparse.Namespace) -> None:
     if args.print_capabilities:
         print(json.dumps(CAPABILITIES, indent=2))
         return
-    values = _given(args, SERVE_OPTIONS)
+    values = parse_o_of_virtiofsd(args.fstab) | _given(args, SERVE_OPTIONS)
     _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
     vhost, configs, mount, server = build_serve(values)
     for config in configs:

@@ -407,13 +407,14 @@ def _rows(section: type[Any]) -> Iterator[Option]:
 
 SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)
 OPTIONS: Mapping[str, Option] = {row.name: row for section in SECTIONS for row in _rows(section)}
+_OF_A_MOUNT = ("session", "supervise")
 _OF_A_SHARE = ("ro", "noatime", "max_background")
 SERVE_OPTIONS: Mapping[str, Option] = {
     **{row.name: row for row in _rows(VhostConfig)},
     **{
         name: row
         for name, row in OPTIONS.items()
-        if (row.section is not MountConfig or name in _OF_A_SHARE) and name != "session"
+        if (row.section is not MountConfig or name in _OF_A_SHARE) and name not in _OF_A_MOUNT
     },
 }
 """Those of `uringfs serve`."""
@@ -462,6 +463,21 @@ def parse_o(texts: Iterable[str]) -> dict[str, Any]:
             parse(row, text) if equals else on
         )  # fmt: skip
     return values
+
+
+_VIRTIOFSD_WORDS = "flock posix_lock announce_submounts"
+VIRTIOFSD_IGNORED = frozenset(
+    word for each in _VIRTIOFSD_WORDS.split() for word in (each, f"no_{each}")
+)
+"""``-o`` words that libvirt gives a virtiofsd: locks hold here, on the host as well."""
+
+
+def parse_o_of_virtiofsd(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``-o`` as virtiofsd has it: ``source=DIR`` is a shared directory."""
+    words = [word for text in texts for word in text.split(",") if word not in VIRTIOFSD_IGNORED]
+    sources = [word.removeprefix("source=") for word in words if word.startswith("source=")]
+    values = parse_o(word for word in words if not word.startswith("source="))
+    return values | ({"shared_dir": tuple(sources)} if sources else {})
 
 
 def _find_switch(key: str) -> tuple[Option, bool]:

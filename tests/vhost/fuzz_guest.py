@@ -32,9 +32,9 @@ from uringfs.fuse.abi import Opcode
 from uringfs.fuse.vhost.virtqueue import DESCRIPTOR, INDIRECT, NEXT, WRITE
 
 MEMORY = 8 << 20
-SIZE = 32
+SIZE = 128
 VICTIM, WITNESS = 1, 2
-ARENA = 128 << 10
+ARENA = 256 << 10
 """Bytes behind the rings in which everything lies that a round offers."""
 PATIENCE_S = 10.0
 TOO_MUCH = (Opcode.INIT, Opcode.SETLKW, Opcode.DESTROY)
@@ -60,16 +60,16 @@ class HostileGuest:
         return self.machine.queues[VICTIM]
 
     def round(self) -> None:
-        """One to eight chains, and what comes of them."""
+        """Some chains, and what comes of them."""
         arena = self.machine.arena
         self._spans = []
         self.machine.write(arena, self.chance.randbytes(1024) * (ARENA // 1024))
         queue, first = self._queue, self._queue.next
-        corrupt = self.chance.random() < 0.5
+        corrupt = self.chance.random() < 0.3
         used = 0
-        for _ in range(self.chance.randint(1, 8)):
+        for _ in range(self.chance.randint(1, 24)):
             used += self._offer(queue, used, corrupt=corrupt)
-            if used >= SIZE - 8:
+            if used >= SIZE - 16:
                 break
         offered = queue.next - first & 0xFFFF
         before = self.machine.read(arena, ARENA)
@@ -178,7 +178,7 @@ class HostileGuest:
                 self._spoil(fields)
             self._note(fields)
             table += DESCRIPTOR.pack(fields[0], fields[1], fields[2], fields[3] & 0xFFFF)
-        where = self.machine.arena + ARENA * 7 // 8 + first * 512
+        where = self.machine.arena + ARENA * 7 // 8 + first * 256
         self.machine.write(where, table)
         fields = [where, len(table), INDIRECT, 0]
         if corrupt and chance.random() < 0.3:

@@ -38,8 +38,9 @@ class Served:
         *,
         pass_fds: tuple[int, ...] = (),
         again: bool = False,
+        share: bool = True,
     ) -> None:
-        """``again``: there was another in the same place."""
+        """``again``: there was another in the same place. ``share``: say what to share."""
         self.root = place / "root"
         self.root.mkdir(parents=True, exist_ok=again)
         self.sockets = [place / f"vhost-{number}.sock" for number in range(sockets)]
@@ -50,7 +51,7 @@ class Served:
         paths = [f"--socket-path={path}" for path in self.sockets]
         command = [
             sys.executable, "-X", "faulthandler", *URINGFS[1:], "serve", *paths,
-            f"--shared-dir={self.root}", *flags,
+            *([f"--shared-dir={self.root}"] if share else []), *flags,
         ]  # fmt: skip
         with self._log.open("ab") as stderr:
             self.process = subprocess.Popen(

@@ -292,6 +292,18 @@ def test_io_is_switched_while_files_are_open(served: Served, machine: Machine) -
             assert machine.ask(Opcode.READ, read, nodeid=nodeid)[1] == b"0123456789"[turn:][:4]
 
 
+@once
+def test_it_is_started_as_libvirt_starts_a_virtiofsd(tmp_path: Path, way: Way) -> None:
+    words = f"source={tmp_path / 'root'},cache=always,xattr,no_posix_lock,flock"
+    served = Served(tmp_path, ("-o", words, *way.flags), share=False)
+    try:
+        served.wait_live()
+        options = served.ctl("status")["options"]
+        assert (options["cache_policy"], options["xattr"]) == ("always", True)
+    finally:
+        served.end()
+
+
 def test_capabilities_are_printed_for_libvirt() -> None:
     done = uringfs("serve", "--print-capabilities")
     assert done.returncode == 0

@@ -128,9 +128,12 @@ class GuestShare:
         """End what may wait for ever."""
         self.dispatcher.interrupt_waiting()
 
-    async def reset(self) -> None:
-        """Forget the guest."""
+    async def end(self) -> None:
+        """See all requests end, those that take long by cancelling them."""
         await self.dispatcher.close(LEAVE_GRACE_S)
+
+    def reset(self) -> None:
+        """Forget the guest."""
         self._forget()
 
     def _forget(self) -> None:
@@ -183,7 +186,7 @@ class VhostSession:
         self._tasks = [asyncio.ensure_future(share.run()) for share in self.shares]
         live()
         if self._stopping:
-            self.stop()
+            self._cancel()
         await asyncio.wait(self._tasks)
         for task in self._tasks:
             if not task.cancelled():
@@ -204,7 +207,11 @@ class VhostSession:
 
     def stop(self) -> None:
         """End all connections, and have ``run`` return."""
-        self._stopping = True
+        if not self._stopping:  # a second time would interrupt the end
+            self._stopping = True
+            self._cancel()
+
+    def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
 

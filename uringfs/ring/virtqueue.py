@@ -139,10 +139,13 @@ class GuestPump:
         q.inflight = ffi.NULL if tracked is None else ffi.cast("uint8_t *", tracked)
         q.log_used = rings.log_used
 
+    def set_kick(self, queue: int, kick: int) -> None:
+        """Where the driver's kicks come from now on, of a paused queue."""
+        self._state.queue[queue].kick_fd = kick
+
     def set_call(self, queue: int, call: int) -> None:
-        """Where interrupts go from now on. What was queued for the old one has been submitted."""
+        """Where interrupts go from now on."""
         self._state.queue[queue].call_fd = call
-        self._ring.submit_now()
 
     def pause(self, queue: int) -> None:
         """Take no more from it; what is under way still comes back."""

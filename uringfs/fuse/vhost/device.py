@@ -65,7 +65,10 @@ class Share(Interface):
     async def interrupt(self) -> None:
         """Have what waits for somebody else end."""
 
-    async def reset(self) -> None:
+    async def end(self) -> None:
+        """See all requests end, those that take long by cancelling them."""
+
+    def reset(self) -> None:
         """Forget all that the guest knew: it has been reset, or has gone."""
 
 
@@ -145,7 +148,7 @@ class Device:
         finally:
             await self._stop()
             if self._pumped is not None:
-                await self._pumped.close()
+                self._pumped.close()
             self._connection.close()
             self._let_go()
 
@@ -208,10 +211,12 @@ class Device:
     async def _stop(self) -> None:
         for vring in self._vrings:
             vring.pause()
-        await self._share.interrupt()
+        await self._share.end()
+        if self._pumped is not None:
+            await self._pumped.end()
         for vring in self._vrings:
             await vring.stop()
-        await self._share.reset()
+        self._share.reset()
 
     # Features
 
@@ -341,8 +346,7 @@ class Device:
         vring, file = self._vring_fd(message)
         if file is None:
             raise Refused("a queue without kicks would have to be polled")
-        vring.pause()
-        vring.kick = file
+        vring.set_kick(file)
         vring.start(self._memory, self._features, self._pumped)
 
     def _set_vring_call(self, message: Message) -> None:

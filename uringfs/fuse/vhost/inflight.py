@@ -45,7 +45,7 @@ class Inflight:
         if len(memory) < region_size(queue_size):
             raise ValueError("memory for requests in flight is too short")
         self.memory = memory
-        self._size = queue_size
+        self.size = queue_size
         _, version, _, _, _ = HEADER.unpack_from(memory)
         if not version:
             HEADER.pack_into(memory, 0, 0, VERSION, queue_size, 0, 0)
@@ -58,11 +58,11 @@ class Inflight:
         """
         _, _, _, last, recorded = HEADER.unpack_from(self.memory)
         if recorded != used:
-            if last < self._size:
+            if last < self.size:
                 self.memory[self._at(last)] = 0
             _U16.pack_into(self.memory, _USED_AT, used)
         taken = []
-        for head in range(self._size):
+        for head in range(self.size):
             inflight, _, counter = ENTRY.unpack_from(self.memory, self._at(head))
             if inflight == 1:
                 taken.append((counter, head))

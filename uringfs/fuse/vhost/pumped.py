@@ -65,8 +65,8 @@ class PumpedGuest:
     def _fault(self, queue: int, why: str) -> None:
         self._vrings[queue].fail(why)
 
-    async def close(self) -> None:
-        """See transfers end, and let go of the ring."""
+    async def end(self) -> None:
+        """See transfers end, those that take long by cancelling them."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + CLOSE_GRACE_S
         while self.pump.transfers:
@@ -74,6 +74,9 @@ class PumpedGuest:
                 log.warning("%d transfers take long: cancelling them", self.pump.cancel())
                 give_up = loop.time() + CLOSE_GRACE_S
             await asyncio.sleep(CLOSE_POLL_S)
+
+    def close(self) -> None:
+        """Let go of the ring."""
         self._fs.handles.before_close = _nothing
         self.pump.close()
         self._vrings.clear()
@@ -124,6 +127,11 @@ class PumpedQueue:
 
     def push(self, head: int, written: int) -> None:
         self._pump.give(self._index, head, written)
+
+    def set_kick(self, kick: OwnedFd) -> None:
+        self.pause()
+        self._pump.set_kick(self._index, kick.fd)
+        self._kick = kick
 
     def set_call(self, call: OwnedFd | None) -> None:
         self._pump.set_call(self._index, -1 if call is None else call.fd)

@@ -95,7 +95,11 @@ class Virtqueue:
         self._next = base
         self.resumed: list[int] = []
         if inflight is not None:
+            if inflight.size < size:
+                raise BadQueue(f"{inflight.size} entries are tracked of {size}")
             self.resumed = inflight.resume(self._used_next)
+            if any(head >= size for head in self.resumed):
+                raise BadQueue("an entry is tracked that it does not have")
             self._next = self._used_next + len(self.resumed) & _INDEX
         self._told = self._used_next
 

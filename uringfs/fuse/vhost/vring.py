@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -78,8 +80,16 @@ class Vring:
             self._taken.set_log(self.log, self.log_used)
             self._taken.resume()
 
+    def set_kick(self, kick: OwnedFd) -> None:
+        """Where kicks come from."""
+        if self._taken is not None:
+            self._taken.set_kick(kick)
+        self.kick = kick
+
     def set_call(self, call: OwnedFd | None) -> None:
-        """Where interrupts go."""
+        """Where interrupts go. A pipe (User-Mode Linux) that nobody reads must not hold us up."""
+        if call is not None and stat.S_ISFIFO(os.fstat(call.fd).st_mode):
+            os.set_blocking(call.fd, False)
         if self._taken is not None:
             self._taken.set_call(call)
         self.call = call

@@ -41,6 +41,9 @@ class Taken(Interface):
     def push(self, head: int, written: int) -> None:
         """Give a chain back."""
 
+    def set_kick(self, kick: OwnedFd) -> None:
+        """Where kicks come from; it is paused by that."""
+
     def set_call(self, call: OwnedFd | None) -> None:
         """Where interrupts go."""
 
@@ -95,6 +98,10 @@ class WalkedQueue:
 
     def move(self, memory: GuestMemory) -> None:
         self.queue.move(memory)
+
+    def set_kick(self, kick: OwnedFd) -> None:
+        self.pause()
+        self._kick = kick
 
     def set_call(self, call: OwnedFd | None) -> None:
         self._call = call

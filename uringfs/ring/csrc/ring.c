@@ -205,6 +205,12 @@ static void cpu_relax(void)
 #endif
 }
 
+/* Replies that complete at once are nothing to come back for. */
+static bool has_found(struct uf_ring *r)
+{
+    return io_uring_cq_ready(&r->uring) > r->at_once || kernel_has_more(r) || uf_guests_ready(r);
+}
+
 /* Look for completions for a while before sleeping, since a sleeping virtual CPU wakes slowly.
  * Only while little is going on at a time, since a full queue needs no wake-up, or where the wait
  * is shorter than a sleep. Looking in vain again and again, it looks less and less often (at the
@@ -225,11 +231,12 @@ static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
     int64_t end = start + patience;
     if (io_uring_sq_ready(&r->uring))
         submitted(r, io_uring_submit_and_get_events(&r->uring));
+    /* What completes when it is submitted is no find: it says nothing of how long others take. */
+    if (r->guests && has_found(r))
+        return true;
     r->spins++;
     do {
-        /* What completes at once is no find. */
-        if (io_uring_cq_ready(&r->uring) > r->at_once || kernel_has_more(r) ||
-            uf_guests_ready(r)) {
+        if (has_found(r)) {
             r->spin_hits++;
             r->spin_misses = 0;
             return true;

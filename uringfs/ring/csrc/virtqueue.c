@@ -2,9 +2,8 @@
  *
  * A READ is a readv from the backing file into the guest's memory, a WRITE a writev out of it; not
  * a byte is copied here but headers. When the transfer completes, the reply's header is written
- * and the chain goes back into the used ring. Interrupts are decided on once for all that came
- * back in a turn, and are writes to eventfds that go out with the next submission. Every other
- * request goes to Python, as pieces of memory.
+ * and the chain goes back into the used ring. Whether to interrupt is decided once for all that
+ * came back in a turn. Every other request goes to Python, as pieces of memory.
  *
  * The driver is kicked for only when this thread is about to sleep (EVENT_IDX); as long as it
  * works or spins it looks at the available rings itself.
@@ -545,11 +544,11 @@ static bool wants_interrupt(struct uf_vring *q)
 static void settle_queue(struct uf_guest *g, uint32_t queue)
 {
     struct uf_vring *q = &g->queue[queue];
-    if (q->told != q->used_next && has_room(g) && wants_interrupt(q) && q->call_fd >= 0) {
-        struct io_uring_sqe *sqe = io_uring_get_sqe(&g->ring->uring);
-        io_uring_prep_rw(IORING_OP_WRITE, sqe, q->call_fd, &one_event, sizeof(one_event), 0);
-        sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
-        io_uring_sqe_set_data64(sqe, tagged(g, UF_TAG_IGNORE, 0));
+    /* Not through the ring, which hands a write to an eventfd that may block to a thread. One
+     * that is full tells all there is to tell. */
+    if (wants_interrupt(q) && q->call_fd >= 0) {
+        ssize_t written = write(q->call_fd, &one_event, sizeof(one_event));
+        (void)written;
     }
     if (g->polls && q->taking && !q->armed && has_room(g)) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&g->ring->uring);
@@ -562,7 +561,7 @@ static void settle_queue(struct uf_guest *g, uint32_t queue)
 void uf_guests_settle(struct uf_ring *r)
 {
     for (struct uf_guest *g = r->guests; g; g = g->next)
-        for (uint32_t queue = 0; queue < UF_QUEUES; queue++)
+        for (uint32_t queue = 0; queue < g->queues; queue++)
             if (g->queue[queue].started)
                 settle_queue(g, queue);
 }
@@ -575,7 +574,7 @@ static bool is_ready(const struct uf_guest *g, const struct uf_vring *q)
 bool uf_guests_ready(const struct uf_ring *r)
 {
     for (const struct uf_guest *g = r->guests; g; g = g->next)
-        for (uint32_t queue = 0; queue < UF_QUEUES; queue++)
+        for (uint32_t queue = 0; queue < g->queues; queue++)
             if (is_ready(g, &g->queue[queue]))
                 return true;
     return false;
@@ -585,7 +584,7 @@ bool uf_guests_ask(struct uf_ring *r)
 {
     bool asked = false;
     for (struct uf_guest *g = r->guests; g; g = g->next)
-        for (uint32_t queue = 0; queue < UF_QUEUES; queue++) {
+        for (uint32_t queue = 0; queue < g->queues; queue++) {
             struct uf_vring *q = &g->queue[queue];
             if (!q->taking || q->waking)
                 continue;
@@ -638,7 +637,7 @@ void uf_guests_complete(struct uf_ring *r, const struct io_uring_cqe *cqe)
 int uf_guests_turn(struct uf_ring *r, struct uf_batch *out, int n, unsigned *consumed)
 {
     for (struct uf_guest *g = r->guests; g; g = g->next) {
-        for (uint32_t queue = 0; queue < UF_QUEUES; queue++)
+        for (uint32_t queue = 0; queue < g->queues; queue++)
             if (g->queue[queue].taking)
                 *consumed += take(g, queue);
         if ((g->python_count || g->broken) && n < UF_BATCH) {
@@ -691,6 +690,8 @@ int uf_guest_start(struct uf_guest *g, uint32_t queue)
 {
     struct uf_vring *q = &g->queue[queue];
     q->used_next = q->told = __atomic_load_n((uint16_t *)(q->used + 2), __ATOMIC_RELAXED);
+    if (queue >= g->queues)
+        g->queues = queue + 1;
     q->started = q->taking = true;
     q->waking = q->armed = false;
     g->broken &= ~(1ull << queue);

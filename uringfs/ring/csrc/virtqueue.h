@@ -73,6 +73,7 @@ struct uf_guest {
     struct uf_region *regions; /* sorted, region_count of them */
     uint32_t region_count;
     struct uf_vring queue[UF_QUEUES];
+    uint32_t queues; /* up to the last that was ever started */
     struct uf_chain *chains;
     uint32_t chain_count;
     uint32_t *spare; /* free chains, a stack */
