@@ -102,7 +102,8 @@ class Served:
     def empty(self) -> None:
         """Take away what lies in the directory."""
         for path in self.root.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            plain = path.is_symlink() or not path.is_dir()
+            path.unlink() if plain else shutil.rmtree(path)
         self.root.chmod(0o755)
 
     def end(self) -> None:
