@@ -73,16 +73,17 @@ class HostileGuest:
                 break
         offered = queue.next - first & 0xFFFF
         before = self.machine.read(arena, ARENA)
-        if corrupt and self.chance.random() < 0.05:
-            ahead = self.chance.choice((SIZE + 1, 0x7FFF, 0x8000))
-            struct.pack_into(
-                "<H", self.machine.memory, queue.avail + 2, queue.next + ahead & 0xFFFF
-            )
+        beyond = corrupt and self.chance.random() < 0.05
+        if beyond:
+            ahead = queue.next + self.chance.choice((SIZE + 1, 0x7FFF, 0x8000))
+            struct.pack_into("<H", self.machine.memory, queue.avail + 2, ahead & 0xFFFF)
         queue.notify()
         race = corrupt and self.chance.random() < 0.3
         if race:
             self._race(queue)
         back = self._collect(queue, offered)
+        if beyond:  # it may have taken all before the index was changed
+            assert select.select([queue.error], [], [], PATIENCE_S)[0], "that was not noticed"
         self.counts["chains"] += offered
         self.counts["answered"] += back
         assert back == offered or corrupt, f"{offered - back} good chains were not answered"
