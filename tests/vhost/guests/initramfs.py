@@ -24,7 +24,7 @@ mount -t devtmpfs devtmpfs /dev
 for module in /modules/*; do
     insmod $module || echo "$module was not loaded"
 done
-sh /task
+. /task
 poweroff -f
 """
 
