@@ -1,4 +1,4 @@
-"""``python -m perf``: run, ring, scale, report, compare, list, smoke, soak."""
+"""``python -m perf``: run, ring, vhost, scale, report, compare, list, smoke, soak."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from perf.model import Fault, Run
 from perf.mounted import MountError
 from perf.ring import bench
 from perf.run import interruptible, measure, workspace
+from perf.vhost import bench as vhost
+from perf.vhost import daemons
 
 INTERRUPTED = 130
 
@@ -42,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_ring(commands)
+    _add_vhost(commands)
     _add_scale(commands)
     _add_readers(commands)
     _add_soak(commands)
@@ -136,6 +139,31 @@ def _add_ring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     ring.set_defaults(run=_ring)
 
 
+def _add_vhost(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    guest = commands.add_parser(
+        "vhost", help="uringfs serve and virtiofsd, under the load of a guest",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    add = guest.add_argument
+    add(
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"of {', '.join(daemons.NAMES)}; may be repeated",
+    )
+    add("--virtiofsd-c", default=daemons.stock_c(), metavar="COMMAND", help="of QEMU 7.2 or older")
+    add("--virtiofsd-rust", metavar="COMMAND", help="the one in Rust")
+    add("--cases", action="append", default=[], metavar="PATTERN", help="like '*@cache'")
+    add("--rounds", type=int, default=5, metavar="N", help="samples of each")
+    add("--runtime", type=float, default=2.0, metavar="S", help="seconds of each sample")
+    add("--warmup", type=float, default=0.3, metavar="S", help="seconds before each")
+    add("--size", default="512m", help="of the file")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR", help="on the disk")
+    add("--out", type=Path, default=Path("vhost.json"), metavar="FILE.json", help="the result")
+    guest.set_defaults(run=_vhost)
+
+
 def _add_scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     scaled = commands.add_parser(
         "scale", help="cost against size", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -227,6 +255,20 @@ def _ring(args: argparse.Namespace) -> int:
     return 1 if run.faults else 0
 
 
+def _vhost(args: argparse.Namespace) -> int:
+    if args.rounds < 1 or args.runtime <= 0 or args.warmup < 0:
+        raise ValueError("rounds and runtime must be more than 0, warmup not less")
+    chosen = vhost.cases(args.cases)
+    served = daemons.select(args.target, args.virtiofsd_c, args.virtiofsd_rust)
+    with interruptible(), workspace(args.work) as work:
+        run = vhost.measure(
+            work, args.out, chosen, served, rounds=args.rounds, size=args.size,
+            warmup=args.warmup, runtime=args.runtime, seed=time.time_ns() % 100_000,
+        )  # fmt: skip
+    print(report.markdown(run))
+    return 1 if run.faults else 0
+
+
 def _scale(args: argparse.Namespace) -> int:
     _check_machine()
     counts = scale.parse_counts(args.curve, args.counts)
@@ -277,7 +319,7 @@ def _compare(args: argparse.Namespace) -> int:
     old, new = Run.load(args.old), Run.load(args.new)
     if differ := compare.differences(old, new):
         raise ValueError(f"not comparable: {'; '.join(differ)}")
-    names = args.target or (*targets.OURS, targets.UNPUMPED, targets.RING)
+    names = args.target or (*targets.OURS, targets.UNPUMPED, targets.RING, *targets.VHOST)
     found = compare.changes(old, new, names)
     print(compare.markdown(found, args.threshold / 100), end="")
     return compare.status(found, args.threshold / 100)
@@ -309,11 +351,14 @@ def _smoke(args: argparse.Namespace) -> int:
     words += [f"--work={args.work}", *([f"--hp={args.hp}"] if args.hp else [])]
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(workspace(args.work))
-        out, page, ring = (place / name for name in ("smoke.json", "smoke.html", "ring.json"))
+        names = ["smoke.json", "smoke.html", "ring.json", "vhost.json"]
+        out, page, ring, guest = (place / name for name in names)
         status = _measure(_parser().parse_args(words), out)
         run = Run.load(out)
         status |= main(["ring", "--rounds=1", "--count=50", "--size=1m", "--depths=1,8",
                         f"--work={place}", f"--out={ring}"])  # fmt: skip
+        status |= main(["vhost", "--rounds=1", "--runtime=0.2", "--warmup=0", "--size=4m",
+                        "--cases=*qd16@cache", f"--work={place}", f"--out={guest}"])  # fmt: skip
         status |= main(["scale", "depth", "--counts=1,4", "--runtime=0.3", "--size=4m",
                         "--target=native", f"--work={place}"])  # fmt: skip
         status |= main(["report", str(out), f"--html={page}"])

@@ -1,4 +1,4 @@
-"""Which cases there are, and the figures that issue 3 asks of them."""
+"""Which cases there are, and the figures that are asked of them."""
 
 from __future__ import annotations
 
@@ -140,6 +140,16 @@ GOALS: tuple[Goal, ...] = (
     Goal("seqwrite-1m-qd8/*@disk", NATIVE, 0.9),
     Goal("*-4k-qd32-jobs4/*@disk", "hp", 1.5),
     *(Goal(f"{operation}@*", "hp", 0.95) for operation in PLAIN_METADATA),
+    Goal("image-4k-qd32/*@disk", "hp", 1.3),
+    *(
+        Goal(f"vhost-{work}@{backing}", theirs, bound, ours="vhost-async")
+        for theirs, cached, direct in (("virtiofsd-c", 1.2, 2.0), ("virtiofsd-rust", 1.0, 2.0))
+        for work, backing, bound in (
+            *((f"randread-4k-qd{depth}", "cache", cached) for depth in (1, 16, 64)),
+            ("read-128k-qd8", "cache", cached),
+            ("randread-4k-qd32", "disk", direct),
+        )
+    ),
 )
 
 

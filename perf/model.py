@@ -46,18 +46,18 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that serves a directory. ``command`` holds ``{source}`` and ``{mountpoint}`` and
-    stays in the foreground; it is empty for ``native``. Targets of one ``group`` are variants of
-    each other, of which the best counts."""
+    """Something that serves a directory. ``command`` holds ``{source}`` and ``{mountpoint}``, or
+    ``{socket}`` if it serves guests, and stays in the foreground; it is empty for ``native``.
+    Targets of one ``group`` are variants of each other, of which the best counts."""
 
     name: str
     command: tuple[str, ...]
     group: str
     fuse_io_uring: bool = False
 
-    def argv(self, source: Path, mountpoint: Path) -> list[str]:
-        """The command for these two directories."""
-        places = {"{source}": str(source), "{mountpoint}": str(mountpoint)}
+    def argv(self, source: Path, where: Path) -> list[str]:
+        """The command for this directory, served there."""
+        places = {"{source}": str(source), "{mountpoint}": str(where), "{socket}": str(where)}
         return [_fill(word, places) for word in self.command]
 
 

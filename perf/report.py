@@ -9,7 +9,7 @@ from statistics import median
 from perf.cases import Goal, goals_of
 from perf.model import NATIVE, Case, Run, Sample
 from perf.stats import FEWEST_ROUNDS, Interval, pairs, ratio
-from perf.targets import OURS, RING
+from perf.targets import OURS, RING, VHOST
 
 METRICS = {"rate": "speed", "cpu": "CPU"}
 
@@ -35,7 +35,7 @@ class Figures:
 
     def mine(self) -> str:
         """What is held against all others: the first of uringfs' targets that there is."""
-        return next((name for name in (*OURS, RING) if self.has(name)), OURS[0])
+        return next((name for name in (*OURS, RING, *VHOST) if self.has(name)), OURS[0])
 
     def groups(self) -> list[str]:
         """All groups, in the order of the targets."""

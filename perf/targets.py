@@ -29,6 +29,8 @@ UNPUMPED = "dev-unpumped"
 only by name."""
 RING = "ring"
 """Ours where no file system is mounted: see ``ring/``."""
+VHOST = ("vhost-async", "vhost-sync")
+"""Ours where a guest is served: see ``vhost/``."""
 HP = "hp"
 HP_THREADS = (1, 4, 10, 32)
 LL = "ll"
