@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from perf import image
 from perf.metadata import WORKS
 from perf.model import NATIVE, Case
 
@@ -56,6 +57,8 @@ def _jobs() -> list[str]:
 ALL: tuple[Case, ...] = (
     *(Case("fio", job, backing, engine) for backing in BACKINGS for job in _jobs()
       for engine in ENGINES),
+    *(Case(image.KIND, image.JOB, backing, engine) for backing in BACKINGS
+      for engine in image.ENGINES),
     *(Case("metadata", work, backing) for backing in BACKINGS for work in WORKS),
 )  # fmt: skip
 """Every job file with every engine, and all metadata work, on both backings."""
@@ -73,7 +76,7 @@ SETS: dict[str, tuple[Case, ...]] = {
     "default": DEFAULT,
     "full": tuple(case for case in ALL if not case.job.startswith("verify")),
     "depth": _among_all(*(f"rand*-4k-qd{depth}" for depth in DEPTHS)),
-    "vm": _among_all("vm-*", "log-*", "randrw-4k-qd32", "seq*-1m-qd8"),
+    "vm": _among_all("vm-*", "image-*", "log-*", "randrw-4k-qd32", "seq*-1m-qd8"),
     "buffered": _among_all("*-buffered"),
     "metadata": tuple(case for case in ALL if case.kind == "metadata"),
     "verify": _among_all("verify-*"),

@@ -7,14 +7,14 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from perf import fio, metadata, proc, syscalls
+from perf import fio, image, metadata, proc, syscalls
 from perf.cases import JOBS
 from perf.model import Case, Outcome, Sample, Target
-from perf.mounted import Hung, MountError, Served, last_line, run
+from perf.mounted import Hung, MountError, Served, Wrap, last_line, run
 from perf.plan import Step
 
 ROOT = Path(__file__).parent.parent
@@ -33,9 +33,6 @@ and the daemon dropped the O_DIRECT."""
 COUNTED_S = 0.5
 COUNTED_FILES = 100
 """How much is done while system calls are counted: seconds of fio, files at the least."""
-
-Wrap = Callable[[Sequence[str]], list[str]]
-"""Puts a command within another."""
 
 
 class SampleError(Exception):
@@ -77,7 +74,8 @@ class Sampler:
         if case.kind == "metadata":
             metadata.prepare(case.job, source, self.settings.count)
             return
-        for number in range(int(self._options(case)["numjobs"])):
+        jobs = 1 if case.kind == image.KIND else int(self._options(case)["numjobs"])
+        for number in range(jobs):
             fill(source / f"perf.{number}", fio.parse_size(self.settings.size))
 
     def take(self, step: Step) -> Sample:
@@ -122,6 +120,8 @@ class Sampler:
         if step.case.kind == "fio":
             outcome = self._fio(step.case, served, self.settings.runtime)
             self._check_direct(step.case)
+        elif step.case.kind == image.KIND:
+            outcome = image.bench(step.case, served, list, GRACE_S)
         else:
             outcome = self._metadata(step.case, served, self.settings.count)
         cpu = rss = calls = None
@@ -147,6 +147,8 @@ class Sampler:
 
         if case.kind == "fio":
             outcome = self._fio(case, served, min(COUNTED_S, self.settings.runtime), wrap)
+        elif case.kind == image.KIND:
+            outcome = image.bench(case, served, wrap, GRACE_S)
         else:
             files = max(COUNTED_FILES, self.settings.count // 10)
             metadata.prepare(case.job, self.source(case.backing), files)

@@ -17,6 +17,9 @@ from perf.model import Target
 START_S = 20.0
 STOP_S = 10.0
 
+Wrap = Callable[[Sequence[str]], list[str]]
+"""Puts a command within another."""
+
 
 class MountError(Exception):
     """The target could not be mounted, or does not serve what it should; the message says why."""
