@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <linux/virtio_ring.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -163,7 +164,8 @@ static void start_queue(unsigned index)
 {
     struct queue *queue = &vm.queues[index];
     vring_init(&queue->ring, ENTRIES, take(vring_size(ENTRIES, PAGE)), PAGE);
-    queue->kick = eventfd(0, 0), queue->call = eventfd(0, 0);
+    /* As QEMU makes them: a daemon's io_uring would have a thread write to one that may block. */
+    queue->kick = eventfd(0, EFD_NONBLOCK), queue->call = eventfd(0, EFD_NONBLOCK);
     struct message message = {
         .request = SET_VRING_ADDR,
         .address = {
@@ -212,6 +214,8 @@ static void connect_to(const char *path)
     tell(&table, sizeof table.memory, memory);
     for (unsigned index = 0; index < QUEUES; index++)
         start_queue(index);
+    /* A kick before the queue is enabled may be lost: wait until all has been obeyed. */
+    ask_number(GET_FEATURES);
 }
 
 /* Let the daemon know of chains, if it asked to be told (virtio 1.2, 2.7.10). */
@@ -237,12 +241,15 @@ static uint16_t finished(struct queue *queue)
 /* Sleep until the daemon has given something back. */
 static void await_used(struct queue *queue)
 {
+    struct pollfd interrupt = {.fd = queue->call, .events = POLLIN};
     uint64_t calls;
     while (!finished(queue)) {
         vring_used_event(&queue->ring) = queue->used;
         atomic_thread_fence(memory_order_seq_cst);
-        if (!finished(queue))
-            check(read(queue->call, &calls, sizeof calls) == sizeof calls, "interrupt");
+        if (finished(queue))
+            break;
+        check(poll(&interrupt, 1, -1) == 1, "poll");
+        check(read(queue->call, &calls, sizeof calls) == sizeof calls, "interrupt");
     }
 }
 
