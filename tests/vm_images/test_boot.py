@@ -16,6 +16,8 @@ from tests.vhost.guests.debian import program as found
 from tests.vhost.guests.machines import BOOT_S, Guest, booted, qemu
 from tests.vm_images.tools import MIB, allocated, attempt, new, run
 
+pytestmark = pytest.mark.slow
+
 FROM_DISK = "mount -t ext4 /dev/vda /root && exec switch_root /root /init\n"
 ON_DISK = """#!/bin/sh
 /bin/busybox --install -s /bin 2> /dev/null
