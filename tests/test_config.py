@@ -41,13 +41,19 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "dax_file_size": ("32768", 32768),
     "fsname": ("backup", "backup"),
     "max_background": ("65535", 65535),
+    "max_requests": ("4", 4),
+    "max_inodes": ("0", 0),
     "session": ("pyfuse3", "pyfuse3"),
     "ring_entries": ("64", 64),
     "busy_poll_us": ("0", 0),
     "thread_pool_size": ("256", 256),
     "rlimit_nofile": ("0", 0),
+    "sandbox": ("chroot", "chroot"),
+    "seccomp": ("log", "log"),
+    "modcaps": ("+sys_admin:-mknod", "+sys_admin:-mknod"),
     "log_level": ("error", "error"),
     "log_file": ("/dev/null", "/dev/null"),
+    "log_rate": ("0", 0),
     "control": ("/run/x.sock", "/run/x.sock"),
 }
 
@@ -79,6 +85,7 @@ BAD = [
     *[("thread_pool_size", text) for text in ("", "-1", "257")],
     *[("session", text) for text in ("", "DEV", "libfuse")],
     *[("log_level", text) for text in ("", "INFO", "chatty")],
+    *[("modcaps", text) for text in ("", "mknod", "+", "+mknod:", "+mknod:chown", "+cap_x")],
     *[(name, "") for name in ("fsname", "log_file", "control")],
     *[(name, "a\nb") for name in ("fsname", "log_file", "control")],
 ]
@@ -299,6 +306,7 @@ def test_defaults_of_the_file_system() -> None:
         "allow_direct_io": True,
         "seal_size": False,
         "no_readdir": False,
+        "max_inodes": 4194304,
         "dax_file_size": None,
     }
 

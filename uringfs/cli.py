@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import re
 import sys
@@ -34,8 +33,11 @@ from uringfs.control import ask, socket_path
 from uringfs.daemon import detach
 from uringfs.errors import Exit, UserError
 from uringfs.fuse.mounts import FSTYPE, is_dead, mount_at, resolve, unmount
-from uringfs.preflight import check, check_several, check_source
-from uringfs.sources import FORM, PER_SOURCE, absolute, parse_sources
+from uringfs.logs import set_up_logging
+from uringfs.preflight import check, check_another, check_several, check_source
+from uringfs.sandbox.capabilities import kept_capabilities
+from uringfs.sandbox.namespace import copy_of
+from uringfs.sources import FORM, PER_SOURCE, absolute, parse_source, parse_sources
 
 EPILOG = """\
 exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5 FUSE or
@@ -45,6 +47,7 @@ exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5
 UPGRADE_S = 60.0
 """How long an upgrade may take, one that fails and is taken back included."""
 
+LOGGING = ("log_level", "log_file", "log_rate")
 CTL_COMMANDS = ("status", "async-io", "mounts", "mount", "unmount", "detach")
 
 
@@ -87,7 +90,11 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"uringfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_mount(commands, several=any(re.match("--mount(=|$)", word) for word in words))
+    _add_mount(
+        commands,
+        several=any(re.match("--mount(=|$)", word) for word in words),
+        asked="--print-capabilities" in words,
+    )
     _add_serve(commands)
     _add_umount(commands)
     _add_ctl(commands)
@@ -95,8 +102,9 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
     return parser
 
 
-def _add_mount(commands: Any, *, several: bool) -> None:
-    """``several``: sources are given by ``--mount``, and none besides."""
+def _add_mount(commands: Any, *, several: bool, asked: bool) -> None:
+    """``several``: sources are given by ``--mount``, and none besides. ``asked``: nothing is to be
+    mounted, so neither source nor mount point need be given."""
     mount = commands.add_parser(
         "mount",
         help="mirror SOURCE at MOUNTPOINT",
@@ -106,9 +114,10 @@ def _add_mount(commands: Any, *, several: bool) -> None:
         formatter_class=_Help,
         allow_abbrev=False,
     )
+    optional: dict[str, Any] = {"nargs": "?"} if asked else {}
     if not several:
-        mount.add_argument("source", metavar="SOURCE")
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT")
+        mount.add_argument("source", metavar="SOURCE", **optional)
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT", **optional)
     mount.add_argument(
         "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
         help="any option below in the style of fstab(5): -o ro,entry_timeout=1",
@@ -119,6 +128,10 @@ def _add_mount(commands: Any, *, several: bool) -> None:
         f"options: {', '.join(PER_SOURCE)}",
     )  # fmt: skip
     mount.add_argument("--daemon", action="store_true", help="return once the mount is live")
+    mount.add_argument(
+        "--print-capabilities", action="store_true",
+        help="print which capabilities a server of root's keeps for the options given, and exit",
+    )  # fmt: skip
     _add_options(mount, SECTIONS, OPTIONS)
     mount.set_defaults(run=_mount, source="uringfs")
 
@@ -166,6 +179,10 @@ def _mount(args: argparse.Namespace) -> None:
     from uringfs.server import Server
 
     config, mount, server = _configured(args)
+    if args.print_capabilities:
+        kept = kept_capabilities(config, mount, server, server.session)
+        print("\n".join(f"{'CAP_' + name.upper():<22} {why}" for name, why in sorted(kept.items())))
+        return
     sources = parse_sources(args.sources, config, mount)
     if sources:
         roots = [each.config.root_dir for each in sources]
@@ -179,8 +196,10 @@ def _mount(args: argparse.Namespace) -> None:
 def _configured(args: argparse.Namespace) -> tuple[Config, MountConfig, ServerConfig]:
     """The options of a mount; the log is as they say from now on."""
     values = parse_o(args.fstab) | _given(args, OPTIONS)
-    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
-    return build(values, source=args.source)
+    set_up_logging(*(values.get(name, OPTIONS[name].default) for name in LOGGING))
+    if "control" in values:
+        values["control"] = os.path.abspath(values["control"])
+    return build(values, source=args.source or "/")
 
 
 def _given(args: argparse.Namespace, rows: Mapping[str, Option]) -> dict[str, Any]:
@@ -223,23 +242,11 @@ def _serve(args: argparse.Namespace) -> None:
         print(json.dumps(CAPABILITIES, indent=2))
         return
     values = parse_o_of_virtiofsd(args.fstab) | _given(args, SERVE_OPTIONS)
-    _set_up_logging(values.get("log_level", OPTIONS["log_level"].default), values.get("log_file"))
+    set_up_logging(*(values.get(name, OPTIONS[name].default) for name in LOGGING))
     vhost, configs, mount, server = build_serve(values)
     for config in configs:
         check_source(config.root_dir)
     VhostServer(vhost, configs, mount, server).run()
-
-
-def _set_up_logging(level: str, file: str | None) -> None:
-    try:
-        logging.basicConfig(
-            filename=file,
-            level=level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-    except OSError as exc:
-        raise UserError(Exit.USAGE, f"log_file {file}: {exc.strerror}") from exc
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _add_umount(commands: Any) -> None:
@@ -349,5 +356,27 @@ def _control(args: argparse.Namespace) -> Path:
 
 def _ctl(args: argparse.Namespace) -> None:
     path = _control(args)
-    value = absolute(args.value) if args.command == "mount" and args.value else args.value
-    print(json.dumps(ask(path, args.command, value), indent=2))
+    if args.command == "mount" and args.value:
+        answer = _add_source(path, resolve(args.mountpoint), absolute(args.value))
+    else:
+        answer = ask(path, args.command, args.value)
+    print(json.dumps(answer, indent=2))
+
+
+def _add_source(control: Path, mountpoint: str, text: str) -> dict[str, Any]:
+    """Open the source and send it along: its server may be where its path means nothing."""
+    try:
+        root = parse_source(text, Config(), MountConfig()).config.root_dir
+    except ConfigError:
+        return ask(control, "mount", text)  # it knows the whole mount, and why it refuses
+    try:
+        check_another(root, mountpoint)
+        directory = copy_of(root)
+    except UserError as exc:
+        raise UserError(Exit.FAILED, str(exc)) from exc
+    except OSError as exc:
+        raise UserError(Exit.FAILED, f"source {root}: {exc.strerror}") from exc
+    try:
+        return ask(control, "mount", text, [directory])
+    finally:
+        os.close(directory)

@@ -18,6 +18,7 @@ from typing import Any
 
 from uringfs.fs.idmap import IdMap
 from uringfs.fs.xattrmap import XattrMap
+from uringfs.sandbox.names import parse_modcaps
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +250,12 @@ class Config:
     )
     seal_size: bool = _switch(False, "EPERM for whatever would change the size of a file")
     no_readdir: bool = _switch(False, "show every directory as empty")
+    max_inodes: int = _option(
+        1 << 22,
+        _integer(0, 2**32),
+        "N",
+        "inodes remembered for the kernel, at about 500 bytes each; ENOMEM beyond that; 0: any",
+    )
     dax_file_size: int | None = _option(
         None, _integer(0, 2**63 - 1), "BYTES", "offer DAX for files of at least this size"
     )
@@ -290,6 +297,12 @@ class MountConfig:
     fsname: str = _option(
         "", _word, "NAME", "the source as /proc/mounts shows it; SOURCE if not given"
     )
+    max_requests: int = _option(
+        256,
+        _integer(4, 32768),
+        "N",
+        "requests that can be under way, each with up to 1 MiB; half of them may wait for locks",
+    )
     max_background: int = _option(
         512, _integer(1, 65535), "N", "asynchronous requests the kernel may have waiting here"
     )
@@ -326,6 +339,26 @@ class ServerConfig:
         "N",
         "descriptors the server may have; not given: the hard limit; 0: what it was started with",
     )
+    sandbox: str | None = _option(
+        None,
+        _choice("namespace", "chroot", "none"),
+        "KIND",
+        "what the server can see of the file system: namespace (the sources in a root of their "
+        "own), chroot, none; not given: namespace, for root (docs/security.md)",
+    )
+    seccomp: str | None = _option(
+        "none",
+        _choice("kill", "log", "trap", "none"),
+        "ACTION",
+        "what a system call leads to that the server never makes: kill, log, trap (SIGSYS), none; "
+        "not given: kill, where libseccomp is installed",
+    )
+    modcaps: str = _option(
+        "",
+        _rules(parse_modcaps),
+        "+CAP:-CAP",
+        "capabilities to keep or to give up besides what --print-capabilities lists",
+    )
     log_level: str = _option(
         "info",
         _choice("debug", "info", "warning", "error"),
@@ -335,6 +368,9 @@ class ServerConfig:
     log_file: str | None = _option(None, _word, "PATH", "write the log there, not to stderr")
     supervise: bool = _switch(
         False, "outlive a killed server, and be upgraded while in use (docs/reliability.md)"
+    )
+    log_rate: int = _option(
+        100, _integer(0, 1_000_000), "N", "lines a second that are logged at the most; 0: all"
     )
     control: str | None = _option(
         None, _word, "PATH", "the control socket; by default named after the mount in /run/uringfs"

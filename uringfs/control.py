@@ -13,17 +13,20 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from uringfs.errors import Exit, UserError
+from uringfs.passing import Listener
 
 log = logging.getLogger(__name__)
 
 Fields = Mapping[str, Any]
-Command = Callable[[str | None], Fields | Awaitable[Fields]]
-"""Takes the value of the request, gives the fields of the answer, raises UserError to refuse."""
+Command = Callable[..., Fields | Awaitable[Fields]]
+"""Takes the value of the request, and descriptors that came with it, which are closed afterwards.
+Gives the fields of the answer, raises UserError to refuse."""
 
 TIMEOUT = 30.0
 """Seconds a client waits for an answer."""
@@ -41,35 +44,48 @@ def socket_path(mountpoint: str) -> Path:
 class ControlServer:
     """Answers commands for one mount."""
 
-    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        commands: Mapping[str, Command],
+        remove: Callable[[], None] | None = None,
+    ) -> None:
+        """``remove`` takes the socket away at the end, where this process cannot reach it then."""
         self.path = path
         self._commands = commands
+        self._remove = remove or partial(path.unlink, missing_ok=True)
+        self._listener: Listener | None = None
         self._server: asyncio.AbstractServer | None = None
 
-    async def start(self, *, replace: bool = False) -> None:
-        """Listen. A socket left by a server that died is replaced. UserError if it cannot be.
+    def bind(self, *, replace: bool = False) -> None:
+        """Make the socket. One left by a server that died is replaced. UserError if it cannot.
 
         ``replace``: whoever listened there is dead, though the kernel may not have noticed yet.
         """
         try:
             if replace:
                 self.path.unlink(missing_ok=True)
-            listener = self._bind()
+            self._listener = self._bind()
         except OSError as exc:
             why = exc.strerror or exc
             raise UserError(
                 Exit.USAGE, f"control socket {self.path}: {why}; name another: --control PATH"
             ) from exc
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
-    def _bind(self) -> socket.socket:
+    async def start(self) -> None:
+        """Answer, on the socket that :meth:`bind` made, or else on one made now."""
+        if self._listener is None:
+            self.bind()
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listener)
+
+    def _bind(self) -> Listener:
         for directory in (self.path.parent.parent, self.path.parent):
             directory.mkdir(mode=0o700, exist_ok=True)
             if directory.stat().st_uid not in (0, os.geteuid()):
                 raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
         if is_left_behind(self.path):
             self.path.unlink()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
         umask = os.umask(0o177)
         try:
             listener.bind(str(self.path))
@@ -84,12 +100,18 @@ class ControlServer:
         """Stop listening and remove the socket."""
         if self._server is not None:
             self._server.close()
-            self.path.unlink(missing_ok=True)
+        if self._listener is not None:
+            self._listener.close()
+            self._remove()
+            self._listener = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert self._listener is not None
+        connection = self._listener.connection_of(writer)
         try:
             async for line in reader:
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                answer = await self._answer(line, connection.take() if connection else ())
+                writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
             log.info("control: connection dropped: %s", exc)
@@ -99,17 +121,20 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, passed: Sequence[int]) -> dict[str, Any]:
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
-            fields = command(request.get("value"))
+            fields = command(request.get("value"), *passed)
             return {"ok": True, **(await fields if isinstance(fields, Awaitable) else fields)}
         except UserError as exc:
             return {"ok": False, "error": str(exc)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             known = ", ".join(sorted(self._commands))
             return {"ok": False, "error": f"not a request; commands are {known}"}
+        finally:
+            for fd in passed:
+                os.close(fd)
 
 
 def is_left_behind(path: Path) -> bool:
@@ -124,14 +149,19 @@ def is_left_behind(path: Path) -> bool:
     return False
 
 
-def ask(path: Path, command: str, value: str | None = None) -> dict[str, Any]:
-    """Send one request and return the fields of its answer; UserError where it is refused."""
+def ask(
+    path: Path, command: str, value: str | None = None, descriptors: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Send one request, with descriptors, and return the fields of its answer; UserError where it
+    is refused."""
     request = {"command": command} | ({"value": value} if value is not None else {})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT)
         try:
             connection.connect(str(path))
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = json.dumps(request).encode() + b"\n"
+            sent = socket.send_fds(connection, [line], descriptors)
+            connection.sendall(line[sent:])
             with connection.makefile("rb") as lines:
                 answer = json.loads(lines.readline())
         except (OSError, ValueError) as exc:

@@ -21,13 +21,13 @@ def detach() -> Callable[[], None]:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or 1)
     os.close(reading)
     os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def live() -> None:
-        null = os.open(os.devnull, os.O_RDWR)
         for stdio in range(3):
             os.dup2(null, stdio)
         os.close(null)
-        os.chdir("/")
         os.write(writing, b"1")
         os.close(writing)
 

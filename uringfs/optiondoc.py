@@ -57,6 +57,9 @@ answers each with one: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
 | `{"command": "unmount", "value": "/iso"}` | the same, without it; EBUSY if a file is open |
 | `{"command": "detach", "value": "/iso"}` | the same, but open files live on |
 
+The request `mount` comes with a descriptor of the source (SCM_RIGHTS), since in its sandbox the
+server cannot reach it; a path alone is enough with `sandbox=none`.
+
 `uringfs ctl MOUNTPOINT status` and `uringfs ctl MOUNTPOINT async-io on` send these. A switch
 affects requests that come after it; those under way end where they began, and open files live on.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
+import importlib
 import logging
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uringfs import __version__
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
 from uringfs.control import ControlServer, socket_path
+from uringfs.errands import Errands
 from uringfs.errors import Exit, UserError
+from uringfs.fs import credentials
 from uringfs.fs.io import FileIO
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.kept import keep
@@ -27,14 +31,15 @@ from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.pseudo import Change
 from uringfs.fs.state import State
-from uringfs.fs.types import Stale
+from uringfs.fs.types import OwnedFd, Stale
 from uringfs.fs.vfs import Mounted, Vfs
-from uringfs.fuse.mounts import mount_at, set_max_background, unmount
+from uringfs.fuse.mounts import unmount
 from uringfs.limits import raise_nofile
 from uringfs.preflight import check_another
 from uringfs.recovery.start import supervised
 from uringfs.recovery.supervisor import HANDING_OVER, HELD_BACK, ORPHANED
 from uringfs.recovery.upgrade import check_installed
+from uringfs.sandbox.confine import confine
 from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
@@ -80,6 +85,17 @@ class Session(Protocol):
 class Server:
     """One mount, from probing to unmounting."""
 
+    @property
+    def _modules(self) -> Sequence[str]:
+        """What may be imported while it serves."""
+        session = "session_pyfuse3" if self._carrier == "pyfuse3" else "session_dev"
+        return "fs.io_ring", "fuse.pumped", f"fuse.{session}"
+
+    @property
+    def _carrier(self) -> str:
+        """What brings the requests, as far as it decides what the server may call."""
+        return "pyfuse3" if self._server.session == "pyfuse3" else "dev"
+
     def __init__(
         self,
         source: str,
@@ -109,7 +125,9 @@ class Server:
         self._state = inherited
         self._waited_for = waited_for
         self._pause: Callable[[float], Awaitable[None]] | None = None
+        self._trees: dict[str, OwnedFd] = {}
         self._ring: Ring | None = None
+        self._spare_ring: Ring | None = None
         self._ring_refused = "--no-async-io"
         self._sync_io: FileIO | None = None
         self._ring_io: RingFileIO | None = None
@@ -126,7 +144,7 @@ class Server:
             raise UserError(Exit.USAGE, "supervise: needs --session dev; libfuse cannot go on")
         if self._sources:
             raise UserError(Exit.USAGE, "supervise: is for one SOURCE, not for --mount")
-        _preload()
+        _preload(self._modules)
         if self._state is None:
             self._state = State.create()
             where = {"source": self._source, "mountpoint": self._mountpoint}
@@ -137,18 +155,43 @@ class Server:
 
     def check(self) -> None:
         """Whether it could be ``run`` here: UserError where not. Nothing is served."""
-        _preload()
+        _preload(self._modules)
         if self._server.async_io is not False:
             self._try_ring()
 
     def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
-        if self._server.async_io is not False:
+        self._command = shutil.which("uringfs") or sys.argv[0]
+        control = Path(self._server.control or socket_path(self._mountpoint))
+        self._errands = Errands(self._mountpoint, self._mount, [control, *self._sockets()])
+        self._control = self._make_control(control)
+        try:
             self._try_ring()
-        with asyncio.Runner(loop_factory=self._new_loop) as runner:
-            runner.run(self._serve())
+            with asyncio.Runner(loop_factory=self._new_loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._errands.close()
+
+    def _sockets(self) -> Sequence[Path]:
+        """What besides the control socket has to be removed at the end."""
+        return ()
+
+    def _roots(self) -> Mapping[str, bool]:
+        """The directories that are served, and whether nothing in them is written."""
+        if not self._sources:
+            return {self._config.root_dir: self._mount.ro}
+        roots: dict[str, bool] = {}
+        for each in self._sources.values():
+            root = each.config.root_dir
+            roots[root] = roots.get(root, True) and each.mount.ro
+        return roots
 
     def _try_ring(self) -> None:
+        """Make a ring, even if it is not wanted yet: from inside the sandbox none can be made."""
+        if self._server.async_io is False:
+            with contextlib.suppress(UserError):
+                self._spare_ring = self._new_ring()
+            return
         try:
             self._ring = self._new_ring()
         except UserError as exc:
@@ -159,12 +202,15 @@ class Server:
     def _new_ring(self) -> Ring:
         """A ring; UserError where there is none. Only here is compiled code of ours needed."""
         try:
-            from uringfs.ring import Ring, RingUnavailable
+            from uringfs.fs import io_ring
+            from uringfs.ring import Ring, RingUnavailable, loop, pump, virtqueue
         except ImportError as exc:
             self._ring_refused = f"the package was installed without its compiled module: {exc}"
             raise UserError(Exit.IO_URING, self._ring_refused) from exc
         try:
-            ring = Ring(self._server.ring_entries)
+            parts = (io_ring, loop, pump, virtqueue)
+            self._opcodes = frozenset[int]().union(*(part.OPCODES for part in parts))
+            ring = Ring(self._server.ring_entries, opcodes=self._opcodes)
             if self._state is not None:
                 life = self._state.open_life()
                 ring.files.register(life)
@@ -181,19 +227,9 @@ class Server:
 
         return RingEventLoop(self._ring)
 
-    async def _serve(self) -> None:
-        self._fs = fs = self._make_fs(self._back_end(self._ring is not None))
-        self._session = session = self._make_session(fs)
-        self._watch(fs)
-        self._join_ring()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop, number)
-        if self._state is not None:
-            loop.add_signal_handler(ORPHANED, self._orphaned, self._state)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
-        control = ControlServer(
-            Path(self._server.control or socket_path(self._mountpoint)),
+    def _make_control(self, path: Path) -> ControlServer:
+        return ControlServer(
+            path,
             {
                 "status": self._status,
                 "upgrade": self._upgrade,
@@ -203,26 +239,62 @@ class Server:
                 "unmount": partial(self._unmount_source, detach=False),
                 "detach": partial(self._unmount_source, detach=True),
             },
+            remove=self._errands.clean_up,
         )
-        await control.start(replace=self._state is not None and self._state.lives.get() > 0)
+
+    async def _serve(self) -> None:
+        self._control.bind(replace=self._state is not None and self._state.lives.get() > 0)
         try:
-            await session.run(self._live)
-        except (RuntimeError, OSError) as exc:
-            raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
+            self._confine()
+            self._fs = fs = self._make_fs(self._back_end(self._ring is not None))
+            self._session = self._make_session(fs)
+            self._watch(fs)
+            self._join_ring()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self._stop, number)
+            if self._state is not None:
+                loop.add_signal_handler(ORPHANED, self._orphaned, self._state)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+            await self._control.start()
+            try:
+                await self._session.run(self._live)
+            except (RuntimeError, OSError) as exc:
+                raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
+            finally:
+                if self._state is None or not self._state.device.get():
+                    fs.destroy()
+                self._close_back_ends()
         finally:
-            control.close()
-            if self._state is None or not self._state.device.get():
-                fs.destroy()
-            self._close_back_ends()
+            self._control.close()
         log.debug("%s is unmounted", self._mountpoint)
+
+    def _confine(self) -> None:
+        """Go into the sandbox. What is imported later on has to be there before: no file is."""
+        _preload(self._modules)
+        self._confinement = confine(
+            self._roots(), self._config, self._mount, self._server, self._carrier
+        )
+        if self._ring or self._spare_ring:
+            self._confinement.said.append(
+                "io_uring: what is put on it passes seccomp by; "
+                f"the kernel takes {len(self._opcodes)} opcodes from us, and no other"
+            )
+        if self._confinement.is_apart:
+            credentials.look_up_groups = self._errands.groups_of
+
+    def _root(self, config: Config) -> str:
+        """Where the source is now."""
+        return self._confinement.inside[config.root_dir]
 
     def _make_fs(self, io: FileIO) -> PassthroughFs:
         if self._sources:
             vfs = Vfs(self._config, io)
             for source in self._sources.values():
-                _enter(vfs, source)
+                _enter(vfs, source, self._root(source.config))
             return vfs
-        fs = new_passthrough(self._config, self._mount, io)
+        config = dataclasses.replace(self._config, root_dir=self._root(self._config))
+        fs = new_passthrough(config, self._mount, io)
         if self._state is not None:
             keep(fs, self._state)
         try:
@@ -241,10 +313,12 @@ class Server:
         try:
             if self._server.session == "pyfuse3":
                 session = _pyfuse3_session()
-                return session(fs, self._mountpoint, self._config, self._mount)
+                return session(fs, self._mountpoint, self._config, self._mount, self._errands.place)
             from uringfs.fuse.session_dev import DevSession
 
-            dev = DevSession(fs, self._mountpoint, self._config, self._mount, self._state)
+            dev = DevSession(
+                fs, self._mountpoint, self._config, self._mount, self._errands.place, self._state
+            )
             self._pause = dev.pause
             return dev
         except ConfigError as exc:
@@ -262,19 +336,15 @@ class Server:
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:
-        mounted = mount_at(self._mountpoint)
-        if mounted is not None:
-            try:
-                set_max_background(mounted, self._mount.max_background)
-            except OSError as exc:
-                log.warning("max_background stays at the kernel's default: %s", exc)
-        log.info(self._limits)
+        self._errands.tune()
+        for line in (self._limits, *self._confinement.said):
+            log.info("%s", line)
         for source in self._sources.values():
             log.info("%s is mounted at %s", source.config.root_dir, source.path)
         log.info(
             "%s on %s: session %s, %s; stop it with: %s umount %s",
             self._source, self._mountpoint, self._session.name, self._chosen_io(),
-            shutil.which("uringfs") or sys.argv[0], self._mountpoint,
+            self._command, self._mountpoint,
         )  # fmt: skip
         if self._state is not None:
             self._tell_of_succession(self._state)
@@ -351,7 +421,9 @@ class Server:
 
     def _need_ring(self) -> None:
         if self._ring is None:
-            self._ring = self._new_ring().attach()
+            if self._spare_ring is None:
+                raise UserError(Exit.IO_URING, self._ring_refused)
+            self._ring = self._spare_ring.attach()
 
     @property
     def _vfs(self) -> Vfs:
@@ -363,20 +435,30 @@ class Server:
         sources = (self._sources[path] for path in self._vfs.mounted)
         return {"mounts": [source.describe() for source in sources]}
 
-    async def _mount_source(self, value: str | None) -> Mapping[str, Any]:
+    async def _mount_source(
+        self, value: str | None, directory: int | None = None
+    ) -> Mapping[str, Any]:
+        """``directory`` is the source, opened by who may: from here it may be out of reach."""
         vfs = self._vfs
         try:
             source = parse_source(value or "", self._config, self._mount)
-        except ConfigError as exc:
-            raise UserError(Exit.USAGE, str(exc)) from exc
-        # In a thread: the path may lead through the mount that this loop serves.
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, check_another, source.config.root_dir, self._mountpoint)
-        try:
             check_apart(source.path, vfs.mounted)
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
-        change = _enter(vfs, source)
+        if directory is not None:
+            # Kept open: the mount that it is of may last as long as its descriptor.
+            tree = OwnedFd(os.dup(directory))
+            change = _enter(vfs, source, self._confinement.path_of(tree.fd))
+            self._trees[source.path] = tree
+        elif self._confinement.is_apart:
+            raise UserError(
+                Exit.USAGE, "send a descriptor of the source along: it is outside of the sandbox"
+            )
+        else:
+            # In a thread: the path may lead through the mount that this loop serves.
+            loop, root = asyncio.get_running_loop(), source.config.root_dir
+            await loop.run_in_executor(None, check_another, root, self._mountpoint)
+            change = _enter(vfs, source, root)
         self._sources[source.path] = source
         log.info("%s is mounted at %s", source.config.root_dir, source.path)
         await self._session.tell(change.stale)
@@ -391,6 +473,7 @@ class Server:
             advice = "; close what is open, or detach it" if exc.errno == errno.EBUSY else ""
             raise UserError(Exit.FAILED, f"{value}: {why}{advice}") from exc
         source = self._sources.pop(path)
+        self._trees.pop(path, None)
         await self._session.tell(change.stale)
         log.info("%s is not mounted at %s any more", source.config.root_dir, path)
         return self._mounts()
@@ -449,15 +532,13 @@ class Server:
         }
 
 
-def _preload() -> None:
-    """Import what a server needs, so that those made later need nothing of what is installed."""
-    import uringfs.fuse.session_dev
-
-    try:
-        import uringfs.fs.io_ring
-        import uringfs.fuse.pumped  # noqa: F401
-    except ImportError as exc:
-        log.debug("no compiled module: %s", exc)
+def _preload(modules: Iterable[str]) -> None:
+    """Import what is imported where it is first used, as far as it is installed."""
+    for name in modules:
+        try:
+            importlib.import_module(f"uringfs.{name}")
+        except ImportError as exc:
+            log.debug("%s cannot be had: %s", name, exc)
 
 
 def _pyfuse3_session() -> type[Pyfuse3Session]:
@@ -474,10 +555,11 @@ def _pyfuse3_session() -> type[Pyfuse3Session]:
     return Pyfuse3Session
 
 
-def _enter(vfs: Vfs, source: Source) -> Change[Mounted]:
-    """Mount a source; UserError where it cannot be entered."""
+def _enter(vfs: Vfs, source: Source, root: str) -> Change[Mounted]:
+    """Mount a source, whose directory is ``root`` here; UserError where it cannot be entered."""
     try:
-        return vfs.mount(source.path, source.config, source.mount)
+        config = dataclasses.replace(source.config, root_dir=root)
+        return vfs.mount(source.path, config, source.mount)
     except ConfigError as exc:
         raise UserError(Exit.USAGE, str(exc)) from exc
     except OSError as exc:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import grp
 import logging
 import os
-import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,9 @@ CAPABILITIES = {"type": "fs", "features": ["separate-options"]}
 class VhostServer(Server):
     """Sockets, and behind each a file system of its own."""
 
+    _carrier = "vhost"
+    _modules = ("fs.io_ring", "fuse.vhost.pumped")
+
     def __init__(
         self,
         vhost: VhostConfig,
@@ -56,10 +58,14 @@ class VhostServer(Server):
         try:
             super().run()
         finally:
-            for listener, path in zip(self._listeners, self._names, strict=True):
+            for listener in self._listeners:
                 listener.close()
-                if not path.startswith("/dev/fd/") and os.path.exists(path):
-                    os.unlink(path)
+
+    def _sockets(self) -> Sequence[Path]:
+        return [Path(name) for name in self._names if not name.startswith("/dev/fd/")]
+
+    def _roots(self) -> Mapping[str, bool]:
+        return {config.root_dir: self._mount.ro for config in self._configs}
 
     def _listen(self) -> Iterator[socket.socket]:
         for path in self._names:
@@ -72,7 +78,8 @@ class VhostServer(Server):
                 raise UserError(Exit.USAGE, f"socket {path}: {exc.strerror}") from exc
 
     def _make_fs(self, io: FileIO) -> PassthroughFs:
-        for number, config in enumerate(self._configs):
+        for number, shared in enumerate(self._configs):
+            config = dataclasses.replace(shared, root_dir=self._root(shared))
             try:
                 fs = new_passthrough(config, self._mount, io)
                 fs.import_()
@@ -80,7 +87,7 @@ class VhostServer(Server):
                 raise UserError(Exit.USAGE, str(exc)) from exc
             except OSError as exc:
                 raise UserError(
-                    Exit.SOURCE, f"shared directory {config.root_dir}: {exc.strerror}"
+                    Exit.SOURCE, f"shared directory {shared.root_dir}: {exc.strerror}"
                 ) from exc
             tags, listener = self._vhost.tag, self._listeners[number]
             self._shares.append(
@@ -99,12 +106,13 @@ class VhostServer(Server):
             share.fs.io = io
 
     def _announce(self) -> None:
-        log.info(self._limits)
+        for line in (self._limits, *self._confinement.said):
+            log.info("%s", line)
         for share, name in zip(self._shares, self._names, strict=True):
             log.info("%s on %s, tag %s", share.fs.config.root_dir, name, share.tag)
         log.info(
             "session %s, %s; see: %s ctl %s status", self._session.name, self._chosen_io(),
-            shutil.which("uringfs") or sys.argv[0], self._mountpoint,
+            self._command, self._mountpoint,
         )  # fmt: skip
 
     def _stop(self, number: int) -> None:

@@ -1,6 +1,7 @@
 """What the back ends owe beyond the operations: bounds, and nothing left of what is cancelled."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -145,3 +146,43 @@ def test_requests_finish_on_the_back_end_they_began_on(new_tree: NewTree) -> Non
     assert tree.do(both()) == [4] * 20
     tree.fs.io = own
     other.close()
+
+
+WAYS_OUT = {
+    b"..": errno.EXDEV,
+    b"/etc/passwd": errno.EXDEV,
+    b"sub/../../x": errno.EXDEV,
+    b"absolute": errno.EXDEV,
+    b"above": errno.EXDEV,
+}
+
+
+def test_beneath_a_directory_nothing_leads_out_of_it(tree: Tree) -> None:
+    """Should a name ever get past the checks."""
+    (tree.top / "sub").mkdir()
+    (tree.top / "sub" / "file").touch()
+    (tree.top / "absolute").symlink_to("/etc/passwd")
+    (tree.top / "above").symlink_to("../..")
+    directory, proc = (os.open(path, os.O_PATH) for path in (tree.top, "/proc/self/fd"))
+    io = tree.fs.io
+
+    async def code(dir_fd: int, name: bytes, flags: int) -> int | None:
+        try:
+            mode = 0o600 if flags & os.O_CREAT else 0
+            await io.openat(dir_fd, name, flags, mode, beneath=True)
+        except OSError as exc:
+            return exc.errno
+        return None
+
+    async def attempts() -> None:
+        for name, expected in WAYS_OUT.items():
+            for flags in (os.O_RDONLY, os.O_PATH, os.O_RDWR | os.O_CREAT):
+                assert await code(directory, name, flags) in (expected, errno.EISDIR), name
+        assert await code(proc, b"%d" % directory, os.O_PATH) == errno.ELOOP
+        assert await code(directory, b"sub/file", os.O_RDONLY) is None
+
+    try:
+        tree.do(attempts())
+    finally:
+        for fd in (directory, proc):
+            os.close(fd)

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.mount import faulty
 from tests.mount.harness import COMBINATIONS, Combination, Mounted
 from tests.mount.trees import Pair
 
@@ -41,11 +43,18 @@ def _umount(path: Path) -> None:
     subprocess.run(["umount", "-l", path], check=True, timeout=30)
 
 
+def _share(path: Path) -> None:
+    """As systemd has every mount: what is mounted there later on, a server in its own namespace
+    sees as well (mount_namespaces(7))."""
+    subprocess.run(["mount", "--make-shared", path], check=True, timeout=30)
+
+
 @pytest.fixture(scope="session")
 def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     """A directory on a tmpfs."""
     path = tmp_path_factory.mktemp("tmpfs")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True, timeout=30)
+    _share(path)
     try:
         yield path
     finally:
@@ -58,6 +67,7 @@ def _on_loop_device(kind: str, image: Path, path: Path) -> Generator[Path]:
         file.truncate(IMAGE_BYTES)
     subprocess.run([f"mkfs.{kind}", "-q", image], check=True, timeout=30)
     subprocess.run(["mount", "-o", "loop", image, path], check=True, timeout=30)
+    _share(path)
     try:
         yield path
     finally:
@@ -103,6 +113,22 @@ def without_handles(tmp_path: Path) -> Generator[Path]:
         yield top / "merged"
     finally:
         subprocess.run(["umount", "-l", top / "merged"], check=True, timeout=30)
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Generator[Path]:
+    """A directory of the file system in faulty.py."""
+    path = fresh(tmp_path, "failing")
+    with subprocess.Popen(
+        [sys.executable, faulty.__file__, path], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "live\n"
+            yield path
+        finally:
+            _umount(path)
+            server.kill()
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)

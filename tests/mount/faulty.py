@@ -2,7 +2,8 @@
 
 ``python faulty.py DIRECTORY`` serves it until it is unmounted. Opening any name works; reading,
 writing and syncing a file called ``EIO`` fails with EIO, and so for every errno. ``half`` reads
-half of what it is asked for. What it lacks (statfs) fails with ENOSYS.
+half of what it is asked for; ``slow`` takes a while, and ``most`` reads how many reads of it there
+were at a time. What it lacks (statfs) fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Faulty(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
         self.names = [b"/"]
+        self.slow = self.most = 0
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
         attr = pyfuse3.EntryAttributes()
@@ -55,7 +57,15 @@ class Faulty(pyfuse3.Operations):
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._fail(fh)
-        return b"r" * (size // 2 if self.names[fh - 1] == b"half" else size)
+        name = self.names[fh - 1]
+        if name == b"most":
+            return b"%d" % self.most
+        if name == b"slow":
+            self.slow += 1
+            self.most = max(self.most, self.slow)
+            await asyncio.sleep(0.2)
+            self.slow -= 1
+        return b"r" * (size // 2 if name == b"half" else size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         self._fail(fh)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[st
     )
 
 
+def server_command(name: str) -> list[str]:
+    """How a server is started. By the environment, another command can run it (strace -D), and
+    all servers can be given flags."""
+    prefix, flags = (
+        shlex.split(os.environ.get(f"URINGFS_TEST_{each}", "")) for each in ("PREFIX", "FLAGS")
+    )
+    return [*prefix, sys.executable, "-X", "faulthandler", *URINGFS[1:], name, *flags]
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT_S) -> None:
     """Poll; fails the test when it does not come true."""
     deadline = time.monotonic() + timeout
@@ -85,7 +95,7 @@ class Mounted:
         where = [path] if "--mount" in flags else [source, path]
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", *URINGFS[1:], "mount", *flags, *where],
+                [*server_command("mount"), *flags, *where],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,

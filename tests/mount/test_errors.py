@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount import faulty
 from tests.mount.conftest import NewMount, fresh
 from tests.mount.trees import outcome_of
 
@@ -32,22 +31,6 @@ def small(tmp_path: Path) -> Generator[Path]:
         yield path
     finally:
         run("umount", "-l", path)
-
-
-@pytest.fixture
-def failing(tmp_path: Path) -> Generator[Path]:
-    """A directory of the file system in faulty.py."""
-    path = fresh(tmp_path, "failing")
-    with subprocess.Popen(
-        [sys.executable, faulty.__file__, path], stdout=subprocess.PIPE, text=True
-    ) as server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "live\n"
-            yield path
-        finally:
-            run("umount", "-l", path)
-            server.kill()
 
 
 def test_enospc(small: Path, new_mount: NewMount) -> None:

@@ -315,6 +315,7 @@ def test_sources_come_and_go_under_lookups(pair: tuple[Mounted, Path]) -> None:
     """The kernel holds a directory while it looks into it, and while it forgets an entry of it."""
     mounted, _ = pair
     _fill(mounted.source / "guest")
+    guest = os.open(mounted.source / "guest", os.O_PATH)
     control, done = socket_path(str(mounted.path)), threading.Event()
     seen: set[tuple[str | None, str | None]] = set()
 
@@ -329,7 +330,7 @@ def test_sources_come_and_go_under_lookups(pair: tuple[Mounted, Path]) -> None:
         thread.start()
     try:
         for _ in range(100):
-            ask(control, "mount", f"/a/guest={mounted.source / 'guest'}")
+            ask(control, "mount", f"/a/guest={mounted.source / 'guest'}", [guest])
             assert (mounted.path / "a/guest/inner").is_dir()
             ask(control, "detach", "/a/guest")
             assert not (mounted.path / "a/guest").exists()
@@ -337,6 +338,7 @@ def test_sources_come_and_go_under_lookups(pair: tuple[Mounted, Path]) -> None:
         done.set()
         for thread in threads:
             thread.join()
+        os.close(guest)
     assert seen <= {("of guest", None), (None, "ENOENT"), (None, "ESTALE")}
     shutil.rmtree(mounted.source / "guest")
     assert not mounted.new_trouble()

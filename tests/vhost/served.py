@@ -6,11 +6,10 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.mount.harness import TIMEOUT_S, TROUBLE, URINGFS, uringfs, wait_until
+from tests.mount.harness import TIMEOUT_S, TROUBLE, server_command, uringfs, wait_until
 
 
 class Way(NamedTuple):
@@ -49,10 +48,8 @@ class Served:
         self.flags = flags
         self._from = self._checked = self._log.stat().st_size if again else 0
         paths = [f"--socket-path={path}" for path in self.sockets]
-        command = [
-            sys.executable, "-X", "faulthandler", *URINGFS[1:], "serve", *paths,
-            *([f"--shared-dir={self.root}"] if share else []), *flags,
-        ]  # fmt: skip
+        shared = [f"--shared-dir={self.root}"] if share else []
+        command = [*server_command("serve"), *paths, *shared, *flags]
         with self._log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 command,

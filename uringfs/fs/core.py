@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 
 from uringfs.config import CachePolicy, Config, InodeFileHandles
 from uringfs.fs import syscalls
@@ -47,6 +48,9 @@ OPEN_FLAGS = (
 """Flags of open(2) that are handed on to the backing file."""
 
 
+_own_fds = b"/proc/self/fd"
+
+
 class Core:
     """State shared by the operations."""
 
@@ -61,11 +65,12 @@ class Core:
         self.config = config
         self.io = io
         self.features = Features()
-        self._proc_self_fd = OwnedFd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
+        self._proc_self_fd = OwnedFd(os.open(_own_fds, os.O_PATH | os.O_CLOEXEC))
         self.mount_fds = MountFds(self.reopen_now)
         self.descriptors = Descriptors()
         self.inodes = InodeMap(self.mount_fds, self.descriptors, base)
         self.inodes.by_handle = config.inode_file_handles is not InodeFileHandles.NEVER
+        self.inodes.limit = config.max_inodes
         if config.use_host_ino:
             self.inodes.prefer_ino()
         self._timeouts = {False: config.file_timeouts, True: config.dir_timeouts}
@@ -168,6 +173,10 @@ class Core:
         """See :meth:`InodeMap.prefer_ino`."""
         self.inodes.prefer_ino()
 
+    def when_crowded(self, ask_to_forget: Callable[[list[int]], None]) -> None:
+        """Have node ids told that the kernel may be asked to forget, as they become too many."""
+        self.inodes.crowded = ask_to_forget
+
     def keep_fds(self) -> list[int]:
         """Descriptors that a live upgrade has to hand on."""
         return [self._proc_self_fd.fd]
@@ -181,11 +190,12 @@ class Core:
         return path
 
     async def _lookup_at(self, dir_fd: int, name: bytes) -> Entry:
+        beneath = name != b".."  # which has been looked at by who looks it up
         try:
-            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS)
+            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS, beneath=beneath)
         except OSError as exc:
             self.descriptors.make_room(exc)
-            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS)
+            path = await self.io.openat(dir_fd, name, O_PATH_FLAGS, beneath=beneath)
         return self._enter(path)
 
     def lookup_root(self) -> Entry:
@@ -322,7 +332,13 @@ def _has_default_acl(directory: OwnedFd) -> bool:
 
 def magic(path: OwnedFd) -> bytes:
     """A path that is the file itself, also when the file is a symbolic link (proc(5))."""
-    return b"/proc/self/fd/%d" % path.fd
+    return b"%b/%d" % (_own_fds, path.fd)
+
+
+def reach_from_working_directory() -> None:
+    """From now on /proc/self/fd is the working directory, and has no path (chroot(2))."""
+    global _own_fds
+    _own_fds = b"."
 
 
 def check_name(name: bytes) -> None:

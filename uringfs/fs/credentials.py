@@ -58,10 +58,10 @@ def resolved(caller: Caller) -> Caller:
     """The caller with its groups: those the session was told of, or else those of its process."""
     if caller.groups is not None:
         return caller
-    return caller._replace(groups=_groups_of(caller.pid) if caller.uid else ())
+    return caller._replace(groups=look_up_groups(caller.pid) if caller.uid else ())
 
 
-def _groups_of(pid: int) -> tuple[int, ...]:
+def groups_of(pid: int) -> tuple[int, ...]:
     """The supplementary groups of a thread (proc(5)); none if it is gone, or not to be seen."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
@@ -71,6 +71,10 @@ def _groups_of(pid: int) -> tuple[int, ...]:
     except OSError as exc:
         log.debug("groups of process %d are not to be had: %s", pid, exc)
     return ()
+
+
+look_up_groups: Callable[[int], tuple[int, ...]] = groups_of
+"""Who cannot see other processes has it done by who can."""
 
 
 class _Own:

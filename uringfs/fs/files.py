@@ -85,9 +85,10 @@ class FileOps(Core):
         directory = self.inodes.open(parent)
         creating = self._backing_flags(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         mode = self._masked(directory, mode, umask)
+        self.inodes.check_room()
         try:
             file = await self.io.openat(
-                directory.fd, name, creating | os.O_CLOEXEC, mode, caller=caller
+                directory.fd, name, creating | os.O_CLOEXEC, mode, beneath=True, caller=caller
             )
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -117,10 +118,11 @@ class FileOps(Core):
         self, caller: Caller, parent: int, flags: int, mode: int, umask: int = 0
     ) -> tuple[Entry, Opened]:
         """open(2) with O_TMPFILE as the caller, whose umask is ``umask``."""
+        self.inodes.check_room()
         directory = self.inodes.open(parent)
         creating = self._backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
         mode = self._masked(directory, mode, umask)
-        file = await self.io.openat(directory.fd, b".", creating, mode, caller=caller)
+        file = await self.io.openat(directory.fd, b".", creating, mode, beneath=True, caller=caller)
         return await self._created(file, flags)
 
     async def read(

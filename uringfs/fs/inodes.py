@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
@@ -30,6 +31,10 @@ MAX_MOUNTS = 1 << 8
 FIRST_ARTIFICIAL_NODEID = MAX_MOUNTS << INO_BITS
 BATCH = 128
 """Descriptors given up at one time."""
+CROWDED = 7 / 8
+"""Of the limit, how much is taken before the kernel is asked to forget."""
+MOST_AT_ONCE = 1 << 14
+"""Inodes that the kernel is asked to forget at one time."""
 ROOT_LOOKUPS = 2
 """Of the root, as libfuse counts them; they are never taken back."""
 
@@ -73,6 +78,11 @@ class InodeMap:
     def __init__(self, mount_fds: MountFds, descriptors: Descriptors, base: int = 0) -> None:
         """``base`` is in every node id, above INDEX_SHIFT, and in every number clients see."""
         self.root_id = base | ROOT_ID
+        self.limit = 0
+        """How many there can be; 0: any number."""
+        self.crowded: Callable[[list[int]], None] = lambda nodeids: None
+        """Told, as they become too many, some that the kernel may be asked to forget."""
+        self._sweep: Iterator[int] = iter(())
         self.by_handle = False
         """Whether to look a file up by its handle, where it has one."""
         self._base = base
@@ -140,20 +150,37 @@ class InodeMap:
     def lookup(self, file: OwnedFd | FileHandle, attr: Statx) -> Inode:
         """Count a lookup of the file and return its inode, which is new if it was not known.
 
-        OSError EMFILE for a new one by descriptor, if those have run short. Nothing is awaited in
-        here, so two requests that look up one file cannot both enter it.
+        OSError ENOMEM for one too many, EMFILE for a new one by descriptor if those have run
+        short. Nothing is awaited in here, so two requests that look up one file cannot both enter
+        it.
         """
         inode = self._find(file, attr)
         if inode is None:
+            self.check_room()
             if isinstance(file, OwnedFd):
                 self._descriptors.keep(file)
             inode = self._enter(self._new_nodeid(file, attr), file, attr)
+            if self.limit and not len(self) % BATCH and len(self) > CROWDED * self.limit:
+                self.crowded(self._oldest(min(len(self) // 8 + BATCH, MOST_AT_ONCE)))
         else:
             if isinstance(file, bytes) and isinstance(inode.file, OwnedFd):
                 self._give_up(inode, file)
             if inode.lookups < MAX_LOOKUPS:
                 inode.lookups += 1
         return inode
+
+    def check_room(self) -> None:
+        """OSError ENOMEM if no new inode can be entered: before something is made that would be."""
+        if self.limit and len(self) >= self.limit:
+            raise OSError(errno.ENOMEM, "too many inodes: max_inodes")
+
+    def _oldest(self, count: int) -> list[int]:
+        """Some that have been there for long; others each time, until all have had their turn."""
+        found = list(islice(self._sweep, count))
+        if len(found) < count:
+            self._sweep = iter([nodeid for nodeid in self._by_nodeid if nodeid != self.root_id])
+            found += islice(self._sweep, count - len(found))
+        return found
 
     def forget(self, nodeid: int, count: int) -> None:
         """Take ``count`` lookups back; with the last one the inode goes. Never fails."""

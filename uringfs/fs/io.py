@@ -38,10 +38,15 @@ class FileIO(Protocol):
         flags: int,
         mode: int = 0,
         *,
+        beneath: bool = False,
         caller: Caller | None = None,
         kill_suidgid: bool = False,
     ) -> OwnedFd:
-        """openat(2). Of a request cancelled meanwhile no open descriptor is left."""
+        """openat(2). Of a request cancelled meanwhile no open descriptor is left.
+
+        ``beneath``: ``name`` must not lead out of the directory, nor through a magic link
+        (openat2(2), RESOLVE_BENEATH and RESOLVE_NO_MAGICLINKS): OSError EXDEV, ELOOP.
+        """
 
     async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
         """preadv(2): bytes read, 0 at the end of the file."""

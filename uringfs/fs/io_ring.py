@@ -20,6 +20,7 @@ from uringfs.fs.credentials import acting, resolved
 from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
 from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd
 from uringfs.ring import Ring
+from uringfs.ring.uapi import Op
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +29,14 @@ MAX_PERSONALITIES = 256
 HELPER_THREADS = 4
 _NOT_CACHED = os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 """Flags with which openat2 knows no RESOLVE_CACHED."""
+OPCODES = frozenset(
+    {
+        *(Op.READ, Op.READV, Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE, Op.FTRUNCATE),
+        *(Op.OPENAT2, Op.MKDIRAT, Op.SYMLINKAT, Op.LINKAT, Op.UNLINKAT, Op.RENAMEAT),
+        Op.ASYNC_CANCEL,
+    }
+)
+"""What is put on the ring here."""
 
 
 class Personalities:
@@ -85,27 +94,27 @@ class RingFileIO:
         flags: int,
         mode: int = 0,
         *,
+        beneath: bool = False,
         caller: Caller | None = None,
         kill_suidgid: bool = False,
     ) -> OwnedFd:
+        resolve = syscalls.BENEATH if beneath else 0
         if not flags & _NOT_CACHED and caller is None:
             try:
                 return OwnedFd(
-                    syscalls.openat2(dir_fd, name, flags, resolve=syscalls.RESOLVE_CACHED)
+                    syscalls.openat2(dir_fd, name, flags, 0, resolve | syscalls.RESOLVE_CACHED)
                 )
             except BlockingIOError:
                 pass  # not in the kernel's caches: looking it up may take a disk
         elif not self._ring.is_busy:
             return await self._here.openat(
-                dir_fd, name, flags, mode, caller=caller, kill_suidgid=kill_suidgid
-            )
+                dir_fd, name, flags, mode,
+                beneath=beneath, caller=caller, kill_suidgid=kill_suidgid,
+            )  # fmt: skip
+        personality = self.personalities.get(caller, kill_suidgid)
         return OwnedFd(
-            await self._ring.openat(
-                name,
-                flags,
-                mode,
-                dir_fd=dir_fd,
-                personality=self.personalities.get(caller, kill_suidgid),
+            await self._ring.openat2(
+                name, flags, mode, resolve, dir_fd=dir_fd, personality=personality
             )
         )
 

@@ -35,10 +35,11 @@ class SyncFileIO:
         flags: int,
         mode: int = 0,
         *,
+        beneath: bool = False,
         caller: Caller | None = None,
         kill_suidgid: bool = False,
     ) -> OwnedFd:
-        return await self.call(_openat, dir_fd, name, flags, mode, caller, kill_suidgid)
+        return await self.call(_openat, dir_fd, name, flags, mode, beneath, caller, kill_suidgid)
 
     async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
         return await self.call(os.preadv, fd, buffers, offset)
@@ -116,9 +117,19 @@ class PooledFileIO(SyncFileIO):
 
 
 def _openat(
-    dir_fd: int, name: bytes, flags: int, mode: int, caller: Caller | None, kill_suidgid: bool
+    dir_fd: int,
+    name: bytes,
+    flags: int,
+    mode: int,
+    beneath: bool,
+    caller: Caller | None,
+    kill_suidgid: bool,
 ) -> OwnedFd:
-    opening = partial(os.open, name, flags, mode, dir_fd=dir_fd)
+    opening: Callable[[], int]
+    if beneath:
+        opening = partial(syscalls.open_beneath, dir_fd, name, flags, mode)
+    else:
+        opening = partial(os.open, name, flags, mode, dir_fd=dir_fd)
     return OwnedFd(acting(caller, kill_suidgid, opening))
 
 

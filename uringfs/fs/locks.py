@@ -55,6 +55,9 @@ class Locks:
 
     def __init__(self) -> None:
         self.holders: dict[int, dict[int, Holder]] = {}
+        self.max_waiting = 0
+        """How many requests can wait for locks, who may wait for ever; 0: any number."""
+        self._count = 0
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
 
     def hold(self, nodeid: int, owner: int, holder: Holder) -> Holder:
@@ -81,20 +84,34 @@ class Locks:
     async def take(self, nodeid: int, attempt: Callable[[], None], wait: bool) -> None:
         """Call ``attempt`` until it gets its lock; EAGAIN at once without ``wait``.
 
+        ENOLCK where too many wait already: the rest of what can be under way is for requests that
+        end, such as those that unlock.
+
         No thread waits in the kernel, where nothing but a signal would end it: a release through
         this mount wakes the waiter, and one by another program is seen when it looks again.
         """
-        pause = 0.001
-        while True:
-            try:
-                return attempt()
-            except OSError as exc:
-                if exc.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                if not wait:
-                    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-            await self._released_within(pause, nodeid)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        pause, waiting = 0.001, 0
+        try:
+            while True:
+                try:
+                    return attempt()
+                except OSError as exc:
+                    if exc.errno not in (errno.EAGAIN, errno.EACCES):
+                        raise
+                    if not wait:
+                        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+                if not waiting:
+                    self._check_room()
+                    waiting = 1
+                    self._count += waiting
+                await self._released_within(pause, nodeid)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+        finally:
+            self._count -= waiting
+
+    def _check_room(self) -> None:
+        if self.max_waiting and self._count >= self.max_waiting:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     async def _released_within(self, seconds: float, nodeid: int) -> None:
         loop = asyncio.get_running_loop()
@@ -185,7 +202,18 @@ class LockOps(Core):
             self.locks.released(nodeid)
 
     async def _open_for_locks(self, nodeid: int) -> OwnedFd:
-        """For writing, which an exclusive lock needs, unless the file cannot be written."""
+        """A descriptor that stays open; ENOLCK if there is none to be had."""
+        try:
+            file = await self._open_for_writing(nodeid)
+            self.descriptors.keep(file)
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)) from exc
+            raise
+        return file
+
+    async def _open_for_writing(self, nodeid: int) -> OwnedFd:
+        """As an exclusive lock needs it, unless the file cannot be written."""
         try:
             return await self._open_inode(nodeid, os.O_RDWR)
         except OSError as exc:

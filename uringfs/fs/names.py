@@ -70,6 +70,7 @@ class NameOps(Core):
     ) -> Entry:
         """mkdir(2) as the caller, whose umask is ``umask``."""
         check_name(name)
+        self.inodes.check_room()
         directory = self.inodes.open(parent)
         mode = self._masked(directory, mode, umask)
         await self.io.mkdirat(directory.fd, name, mode, caller=caller)
@@ -80,6 +81,7 @@ class NameOps(Core):
     ) -> Entry:
         """mknod(2) as the caller, whose umask is ``umask``; ``rdev`` as os.makedev gives it."""
         check_name(name)
+        self.inodes.check_room()
         directory = self.inodes.open(parent)
         mode = mode & ~0o7777 | self._masked(directory, mode, umask)
         await self.io.mknodat(directory.fd, name, mode, rdev, caller=caller)
@@ -88,6 +90,7 @@ class NameOps(Core):
     async def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
         """symlink(2) as the caller."""
         check_name(name)
+        self.inodes.check_room()
         directory = self.inodes.open(parent)
         await self.io.symlinkat(target, directory.fd, name, caller=caller)
         return await self._lookup_at(directory.fd, name)

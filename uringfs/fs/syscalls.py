@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import platform
 import struct
 from typing import Any
 
 from uringfs.fs.types import Dirent, Statx, Timespec
+
+log = logging.getLogger(__name__)
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -26,6 +29,7 @@ STATX_MNT_ID = 0x1000
 STATX_ATTR_MOUNT_ROOT = 0x2000
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x02, 0x04, 0x08
 RESOLVE_CACHED = 0x20
+BENEATH = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
 MAX_HANDLE_SZ = 128
 _FSID_AT = 7 * ctypes.sizeof(ctypes.c_long)
 
@@ -89,15 +93,34 @@ def statx(
     return Statx._make(_STATX.unpack_from(buf))
 
 
+_OPEN_HOW = struct.Struct("=QQQ")
+
+
 def openat2(dir_fd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2)."""
-    how = struct.pack("=QQQ", flags, mode, resolve)
-    fd: int = _syscall(_OPENAT2, dir_fd, path, how, _size(len(how)))
+    how = _OPEN_HOW.pack(flags, mode, resolve)
+    fd: int = _syscall(_OPENAT2, dir_fd, path, how, _size(_OPEN_HOW.size))
     if fd < 0:
         _raise(path)
     return fd
 
 
+def open_beneath(dir_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """openat2(2) of what lies beneath the directory: never by ``..``, an absolute path or a magic
+    link out of it. openat(2) before Linux 5.6, and in containers that do not know it."""
+    global _has_openat2
+    if _has_openat2:
+        try:
+            return openat2(dir_fd, path, flags, mode, BENEATH)
+        except OSError as exc:
+            if exc.errno != errno.ENOSYS:
+                raise
+            _has_openat2 = False
+            log.warning("names are resolved by openat(2): there is no openat2(2) here")
+    return os.open(path, flags, mode, dir_fd=dir_fd)
+
+
+_has_openat2 = True
 _HANDLE = struct.Struct("=Ii")
 
 

@@ -95,6 +95,7 @@ class Vfs(PassthroughFs):
         self._tree: PseudoTree[Mounted] = PseudoTree()
         self._last_index = 0
         self._tell: Tell | None = None
+        self._ask_to_forget: Callable[[list[int]], None] = lambda nodeids: None
         super().__init__(config, io)
         self._pseudo_file = OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
@@ -121,6 +122,7 @@ class Vfs(PassthroughFs):
         kind = layered(Mounted, config, mount or MountConfig())
         source = kind(config, self.io, index << INDEX_SHIFT, self.handles, self.locks)
         source.descriptors.free = self._free_descriptors
+        source.when_crowded(self._ask_to_forget)
         source.import_()
         source.negotiated(self.features)
         try:
@@ -202,6 +204,11 @@ class Vfs(PassthroughFs):
     @property
     def inode_count(self) -> int:
         return sum(source.inode_count for source in self._sources.values())
+
+    def when_crowded(self, ask_to_forget: Callable[[list[int]], None]) -> None:
+        self._ask_to_forget = ask_to_forget
+        for source in self._sources.values():
+            source.when_crowded(ask_to_forget)
 
     def prefer_ino(self) -> None:
         """They do: their node ids and numbers are one another's."""

@@ -9,7 +9,7 @@ the system call as a negative one and gets its EINVAL.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from struct import Struct
 
@@ -24,6 +24,9 @@ FUSE_NOTIFY_INVAL_INODE = 2
 FUSE_NOTIFY_INVAL_ENTRY = 3
 FUSE_NOTIFY_RESEND = 7
 FUSE_NOTIFY_INC_EPOCH = 8
+FUSE_NOTIFY_PRUNE = 9
+PRUNE_MINOR = 45
+"""Since which version the kernel can be asked to forget inodes."""
 FUSE_EXPIRE_ONLY = 1 << 0
 
 
@@ -168,6 +171,7 @@ IN_HEADER = Struct("=IIQQIIIH2x")
 OUT_HEADER = Struct("=IiQ")
 NOTIFY_INVAL_INODE_OUT = Struct("=Qqq")
 NOTIFY_INVAL_ENTRY_OUT = Struct("=QII")
+NOTIFY_PRUNE_OUT = Struct("=I4xQ")
 
 FORGET_IN = Struct("=Q")
 BATCH_FORGET_IN = Struct("=I4x")
@@ -284,6 +288,12 @@ def changed_names() -> bytes:
 def resend() -> bytes:
     """A notification to send again what was sent and not answered."""
     return _notification(FUSE_NOTIFY_RESEND)
+
+
+def prune(nodeids: Sequence[int]) -> bytes:
+    """A notification: to let go of these inodes, as far as nobody uses them."""
+    body = NOTIFY_PRUNE_OUT.pack(len(nodeids), 0) + Struct(f"={len(nodeids)}Q").pack(*nodeids)
+    return _notification(FUSE_NOTIFY_PRUNE, body)
 
 
 def encode_dev(major: int, minor: int) -> int:

@@ -67,6 +67,8 @@ class Dispatcher:
         self._max_write = max_write
         self.interrupt_elsewhere: Callable[[int], object] | None = None
         """Cancels a request that was served without being dispatched, if it is still there."""
+        self.minor = 0
+        """The kernel's version of the protocol, 7.minor, once it has said so."""
         self._waiting: dict[int, tuple[asyncio.Task[Any], Operation]] = {}
 
     def dispatch(self, request: Request, length: int) -> Reply | None:
@@ -147,6 +149,7 @@ class Dispatcher:
 
     def agree(self, offer: Offer) -> Agreement:
         """Agree on what a kernel offers: OSError where that cannot be."""
+        self.minor = offer.minor
         try:
             self.agreement = negotiate(
                 offer, self._config, max_background=self._max_background, max_write=self._max_write

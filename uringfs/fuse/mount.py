@@ -1,4 +1,4 @@
-"""Mount: /dev/fuse opened and mounted by mount(2) as root, by fusermount3(1) otherwise.
+"""Mount and unmount: by mount(2) and umount2(2) as root, by fusermount3(1) otherwise.
 
 A mount point of the form ``/dev/fd/N`` is a device that somebody else has opened and mounted
 and handed on, as mount.fuse3(8) does with ``drop_privileges``.
@@ -10,15 +10,21 @@ import array
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import re
 import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from uringfs.config import MountConfig
-from uringfs.fuse.mounts import FSTYPE
+from uringfs.fuse.mounts import FSTYPE, Mount, mount_at, set_max_background, unmount
+
+log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
 
@@ -38,6 +44,76 @@ _FLAGS = {
 _OPTIONS = ("allow_other", "default_permissions")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Place(Protocol):
+    """Where a session mounts: a MountPoint, here or in a process that may do what it needs."""
+
+    def mount(self) -> int:
+        """Mount, and return the device's descriptor as :func:`mount` does."""
+
+    def take_over(self) -> None:
+        """What is mounted there by now is ours: a server before this one has mounted it."""
+
+    def unmount(self, *, served: bool = True) -> None:
+        """Unmount what ``mount`` mounted. What cannot be done is logged.
+
+        ``served``: somebody still answers what the kernel asks meanwhile.
+        """
+
+
+class MountPoint:
+    """A mount point, and what is mounted there for ``config``."""
+
+    def __init__(self, path: str, config: MountConfig) -> None:
+        self._path = path
+        self._config = config
+        self._mounted: Mount | None = None
+
+    def mount(self) -> int:
+        """See :func:`mount`."""
+        device = mount(self._path, self._config)
+        if handed_device(self._path) is None:
+            self._mounted = mount_at(self._path)
+        return device
+
+    def take_over(self) -> None:
+        """See :class:`Place`."""
+        self._mounted = mount_at(self._path)
+
+    def tune(self) -> None:
+        """Have the kernel keep as many asynchronous requests here as is configured."""
+        if self._mounted is not None:
+            try:
+                set_max_background(self._mounted, self._config.max_background)
+            except OSError as exc:
+                log.warning("max_background stays at the kernel's default: %s", exc)
+
+    def unmount(self, *, served: bool = True) -> None:
+        """Unmount what was mounted, if it is still there and not covered by another mount.
+
+        Where files are open it is detached: their users get ENOTCONN once the device is closed,
+        but what they have written up to now must not be lost in the kernel's cache.
+        """
+        if self._mounted is None or mount_at(self._mounted.mountpoint) != self._mounted:
+            return
+        where = self._mounted.mountpoint
+        if not served:
+            _attempt("unmount", partial(unmount, lazy=True), where)
+            return
+        try:
+            unmount(where)
+        except OSError as exc:
+            log.warning("%s: %s; detaching it from its open files", where, exc.strerror)
+            _attempt("write back", write_back, where)
+            _attempt("unmount", partial(unmount, lazy=True), where)
+
+
+def _attempt(what: str, action: Callable[[str], None], where: str) -> None:
+    try:
+        action(where)
+    except OSError as exc:
+        log.error("%s: cannot %s: %s", where, what, exc.strerror)
 
 
 def mount(mountpoint: str, config: MountConfig) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from uringfs.fs.types import Stale
 from uringfs.fuse import abi
@@ -29,6 +29,7 @@ class Notifier:
         self._closed = False
         self._telling: set[asyncio.Future[None]] = set()
         self._no_epochs = False
+        self._pruning = False
 
     def start(self, device: int) -> None:
         """The device serves."""
@@ -49,6 +50,20 @@ class Notifier:
         telling.add_done_callback(self._telling.discard)
         await asyncio.shield(telling)
 
+    def prune(self, nodeids: Sequence[int]) -> None:
+        """Have the kernel let go of inodes, unless it is just being asked to."""
+        if self._pruning or self._closed or not self._started.is_set():
+            return
+        self._pruning = True
+        loop = asyncio.get_running_loop()
+        telling = loop.run_in_executor(None, self._write, self._device, abi.prune(nodeids))
+        self._telling.add(telling)
+        telling.add_done_callback(self._pruned)
+
+    def _pruned(self, telling: asyncio.Future[None]) -> None:
+        self._telling.discard(telling)
+        self._pruning = False
+
     async def close(self) -> None:
         """Tell nothing any more; return when all is said."""
         self._closed = True
@@ -58,11 +73,13 @@ class Notifier:
 
     def _send(self, device: int, stale: Stale) -> None:
         for notification in _notifications(stale):
-            try:
-                os.write(device, notification)
-            except OSError as exc:
-                if exc.errno in _OVER or self._closed:
-                    return
+            self._write(device, notification)
+
+    def _write(self, device: int, notification: bytes) -> None:
+        try:
+            os.write(device, notification)
+        except OSError as exc:
+            if exc.errno not in _OVER and not self._closed:
                 self._refused(notification, exc)
 
     def _refused(self, notification: bytes, exc: OSError) -> None:

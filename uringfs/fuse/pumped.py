@@ -23,9 +23,6 @@ from uringfs.ring.pump import HEADERS, PAGE, Pump
 
 log = logging.getLogger(__name__)
 
-SLOTS = 256
-"""Requests that can be under way; the kernel keeps the others until one is done."""
-
 CLOSE_POLL_S = 0.002
 """How often a closing device looks whether its last replies are out."""
 CLOSE_GRACE_S = 5.0
@@ -57,12 +54,15 @@ class PumpedDevice:
         fs: PassthroughFs,
         dispatcher: Dispatcher,
         *,
+        slots: int,
         max_write: int,
         no_fsetid: int,
         served: Callable[[], None],
         ended: Callable[[int], None],
     ) -> None:
-        """``no_fsetid`` is a personality of the ring without CAP_FSETID.
+        """``slots`` requests can be under way; the kernel keeps the others until one is done.
+
+        ``no_fsetid`` is a personality of the ring without CAP_FSETID.
 
         ``served`` is called after a request that Python answered, ``ended(errno)`` when the
         device gives no more.
@@ -73,7 +73,7 @@ class PumpedDevice:
         self._slots: dict[int, PumpSlot] = {}
         self.pump = Pump(
             ring, device, fs.handles.table,
-            slots=SLOTS, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
+            slots=slots, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
             no_fsetid=no_fsetid, on_request=self._request, on_end=ended,
         )  # fmt: skip
         fs.handles.before_close = ring.submit_now

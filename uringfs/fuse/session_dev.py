@@ -12,8 +12,7 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from uringfs.config import Config, MountConfig
@@ -23,8 +22,7 @@ from uringfs.fs.types import Stale
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
-from uringfs.fuse.mount import handed_device, mount, write_back
-from uringfs.fuse.mounts import Mount, mount_at, unmount
+from uringfs.fuse.mount import MountPoint, Place
 from uringfs.fuse.notify import Notifier
 from uringfs.fuse.request import Reply
 from uringfs.fuse.succession import Succession
@@ -66,18 +64,20 @@ class DevSession:
         mountpoint: str,
         config: Config,
         mount: MountConfig,
+        place: Place | None = None,
         state: State | None = None,
     ) -> None:
-        """``state`` outlives the server: a session goes on where the last one ended."""
+        """``place`` mounts at ``mountpoint``, where this process does not do so itself. ``state``
+        outlives the server: a session goes on where the last one ended."""
         self._fs = fs
         self._mountpoint = mountpoint
-        self._mount_config = mount
+        self._place = place or MountPoint(mountpoint, mount)
         self._dispatcher = Dispatcher(
             fs, config, max_background=mount.max_background, max_write=MAX_WRITE
         )
         self._succession = Succession(state, self._dispatcher, fs) if state else None
         self._device: io.FileIO
-        self._mounted: Mount | None = None
+        self._serving = False
         self._live: Callable[[], None] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._stopping = False
@@ -87,6 +87,11 @@ class DevSession:
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
         self._notifier = Notifier()
+        self._max_requests = mount.max_requests
+        self._under_way = 0
+        self._paused = False
+        fs.locks.max_waiting = mount.max_requests // 2
+        fs.when_crowded(self._ask_to_forget)
 
     @property
     def requests(self) -> dict[str, int]:
@@ -108,9 +113,8 @@ class DevSession:
         kept = self._succession.device if self._succession else None
         self._device = io.FileIO(self._mount() if kept is None else kept, "r+")
         try:
-            if handed_device(self._mountpoint) is None:
-                self._mounted = mount_at(self._mountpoint)
             if self._succession is not None and kept is not None:
+                self._place.take_over()
                 await self._succession.resume(kept)
             self._listen()
             self._notifier.start(self._device.fileno())
@@ -123,7 +127,7 @@ class DevSession:
                 await self._leave()
 
     def _mount(self) -> int:
-        device = mount(self._mountpoint, self._mount_config)
+        device = self._place.mount()
         if self._succession is not None:
             self._succession.mounted(device)
         return device
@@ -144,7 +148,7 @@ class DevSession:
     def use_ring(self, ring: Ring, no_fsetid: int) -> None:
         """Let the ring's pump serve the device, from now on; see PumpedDevice for arguments."""
         self._ring, self._no_fsetid = ring, no_fsetid
-        if self._mounted is not None and self._pumped is None:
+        if self._serving and self._pumped is None:
             asyncio.get_running_loop().remove_reader(self._device)
             self._listen()
 
@@ -157,7 +161,13 @@ class DevSession:
         """Have the kernel forget that."""
         await self._notifier.tell(stale)
 
+    def _ask_to_forget(self, nodeids: Sequence[int]) -> None:
+        """Have the kernel let go of inodes, if it can be asked."""
+        if self._dispatcher.minor >= abi.PRUNE_MINOR:
+            self._notifier.prune(nodeids)
+
     def _listen(self) -> None:
+        self._serving = True
         if self._ring is not None:
             self._pumped = self._start_pump(self._ring)
         if self._pumped is None:
@@ -169,7 +179,7 @@ class DevSession:
         try:
             pumped = PumpedDevice(
                 ring, self._device.fileno(), self._fs, self._dispatcher,
-                max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
+                slots=self._max_requests, max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
                 served=self._served, ended=self._device_failed,
             )  # fmt: skip
         except OSError as exc:
@@ -188,9 +198,8 @@ class DevSession:
     async def _leave(self) -> None:
         loop = asyncio.get_running_loop()
         await self._notifier.close()
-        if self._mounted is not None:
-            # In a thread: unmounting waits for what this loop has to answer.
-            await loop.run_in_executor(None, _detach, self._mounted)
+        # In a thread: unmounting waits for what this loop has to answer.
+        await loop.run_in_executor(None, self._place.unmount)
         await self._dispatcher.close(LEAVE_GRACE_S)
         loop.remove_reader(self._device)
         if self._pumped is not None:
@@ -204,6 +213,8 @@ class DevSession:
         plain, find, counts = self._fs.io.plain, self._fs.handles.get, self._dispatcher.counts
         device = self._device
         for _ in range(BATCH):
+            if self._paused:
+                return
             slot = self._slot
             try:
                 length = device.readinto(slot.message)
@@ -223,6 +234,9 @@ class DevSession:
         reply = self._dispatcher.dispatch(slot, length)
         if reply is None:
             self._slot = self._free.pop() if self._free else DevSlot(self)
+            self._under_way += 1
+            if self._under_way >= self._max_requests:
+                self._pause(True)
         elif reply:
             self._send(reply)
         if self._live is not None:
@@ -247,6 +261,18 @@ class DevSession:
             self._send(reply)
         if len(self._free) < SPARE_SLOTS:
             self._free.append(slot)
+        self._under_way -= 1
+        if self._paused:
+            self._pause(False)
+
+    def _pause(self, on: bool) -> None:
+        """Leave requests with the kernel while as many wait here as may; it has room for them."""
+        self._paused = on
+        loop = asyncio.get_running_loop()
+        if on:
+            loop.remove_reader(self._device)
+        elif self._pumped is None and not self._device.closed:
+            loop.add_reader(self._device, self._drain)
 
     def _send(self, reply: Reply) -> None:
         try:
@@ -283,27 +309,3 @@ class DevSession:
             self._end()
         else:
             self._end(OSError(code, os.strerror(code)))
-
-
-def _detach(mounted: Mount) -> None:
-    """Unmount what was mounted, if it is still there and not covered by another mount.
-
-    Where files are open it is detached: their users get ENOTCONN once the device is closed, but
-    what they have written up to now must not be lost in the kernel's cache.
-    """
-    if mount_at(mounted.mountpoint) != mounted:
-        return
-    where = mounted.mountpoint
-    try:
-        unmount(where)
-    except OSError as exc:
-        log.warning("%s: %s; detaching it from its open files", where, exc.strerror)
-        _attempt("write back", write_back, where)
-        _attempt("unmount", partial(unmount, lazy=True), where)
-
-
-def _attempt(what: str, action: Callable[[str], None], where: str) -> None:
-    try:
-        action(where)
-    except OSError as exc:
-        log.error("%s: cannot %s: %s", where, what, exc.strerror)

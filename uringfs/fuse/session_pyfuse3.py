@@ -14,7 +14,6 @@ import logging
 import mmap
 import os
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -35,6 +34,7 @@ from uringfs.fs.types import (
     Statx,
     Timespec,
 )
+from uringfs.fuse.mount import MountPoint, Place
 from uringfs.fuse.notify import Notifier
 from uringfs.fuse.pyfuse3_loop import Seam
 
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MAX_WORKERS = 256
-"""Requests that can wait at once; a task is kept for each."""
 READDIR_SIZE = 2048
 """Bytes of directory read at a time: about what fits in one reply with attributes."""
 BUFFER_SIZE = 1 << 20
@@ -75,15 +73,22 @@ class Pyfuse3Session:
 
     name = "pyfuse3"
 
-    def __init__(self, fs: PassthroughFs, mountpoint: str, config: Config, mount: MountConfig):
-        """Raises ConfigError for options that pyfuse3 cannot carry."""
+    def __init__(
+        self,
+        fs: PassthroughFs,
+        mountpoint: str,
+        config: Config,
+        mount: MountConfig,
+        place: Place | None = None,
+    ) -> None:
+        """Raises ConfigError for options that pyfuse3 cannot carry. ``place``: see DevSession."""
         for option in NOT_CARRIED:
             value = getattr(config, option)
             if value is not None and value is not False:  # 0 is a size like any other
                 raise ConfigError(f"{option} needs --session dev: pyfuse3 cannot carry it")
         self._fs = fs
-        self._mountpoint = mountpoint
-        self._options = _mount_options(mount)
+        self._place = place or MountPoint(mountpoint, mount)
+        self._max_requests = mount.max_requests  # a task is kept for each
         self._seam = Seam()
         self._notifier = Notifier()
         self._stopping = False
@@ -92,19 +97,28 @@ class Pyfuse3Session:
     async def run(self, live: Callable[[], None]) -> None:
         """Mount and serve; ``live`` is called once the kernel has answered.
 
-        Raises RuntimeError where libfuse cannot mount, with what it says of that.
+        Raises OSError where it cannot mount, RuntimeError where libfuse cannot serve that.
         """
         self._seam.install()
         self._fs.prefer_ino()
         self._operations.live = live
-        with _heard():
-            pyfuse3.init(self._operations, self._mountpoint, self._options)
+        device = self._place.mount()
+        try:
+            os.set_blocking(device, True)  # libfuse takes EAGAIN for a fault
+            with _heard():
+                pyfuse3.init(self._operations, f"/dev/fd/{device}", set())
+        except BaseException:
+            os.close(device)
+            self._place.unmount(served=False)
+            raise
         try:
             if not self._stopping:
-                await pyfuse3.main(min_tasks=MAX_WORKERS, max_tasks=MAX_WORKERS)
+                await pyfuse3.main(min_tasks=self._max_requests, max_tasks=self._max_requests)
         finally:
             await self._notifier.close()
-            pyfuse3.close(unmount=True)
+            # Once the device is closed nobody waits for an answer that nobody gives any more.
+            pyfuse3.close(unmount=False)
+            self._place.unmount(served=False)
 
     def use_ring(self, ring: object, no_fsetid: int) -> None:
         """libfuse has the device: nothing to do but what its requests are made of."""
@@ -133,7 +147,7 @@ class Pyfuse3Session:
 @contextlib.contextmanager
 def _heard() -> Iterator[None]:
     """Put what libfuse says on stderr into the RuntimeError that follows, or else into the log."""
-    with tempfile.TemporaryFile() as said, open(os.dup(2), "wb") as stderr:
+    with open(os.memfd_create("said"), "w+b") as said, open(os.dup(2), "wb") as stderr:
 
         def words() -> str:
             os.dup2(stderr.fileno(), 2)
@@ -147,26 +161,6 @@ def _heard() -> Iterator[None]:
             raise RuntimeError(words() or str(exc)) from exc
         if warning := words():
             log.warning("%s", warning)
-
-
-def _mount_options(mount: MountConfig) -> set[str]:
-    options = {f"fsname={_escaped(mount.fsname)}", "subtype=uringfs"}
-    for name in ("ro", "allow_other", "default_permissions", "nosuid", "nodev", "noexec"):
-        if getattr(mount, name):
-            options.add(name)
-    if os.geteuid() == 0:  # to whom libfuse, too, gives nosuid and nodev unless told otherwise
-        options |= {name for name in ("suid", "dev") if f"no{name}" not in options}
-    if mount.noatime:
-        options.add("noatime")
-    return options
-
-
-def _escaped(text: str) -> str:
-    """The value of an option in libfuse's writing: pyfuse3 takes ASCII alone, libfuse \\ooo."""
-    return "".join(
-        chr(byte) if 32 < byte < 127 and byte not in b",\\" else f"\\{byte:03o}"
-        for byte in os.fsencode(text)
-    )
 
 
 class _Buffers:

@@ -27,6 +27,9 @@ FD_BITS = 32
 FD_MASK = (1 << FD_BITS) - 1
 GENERATION_MASK = (1 << TAG_SHIFT - FD_BITS) - 1
 
+OPCODES = frozenset({Op.POLL_ADD, Op.ASYNC_CANCEL})
+"""What a loop puts on its ring by itself."""
+
 NO_POLL = (errno.EPERM, os.strerror(errno.EPERM))
 
 

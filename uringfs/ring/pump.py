@@ -14,7 +14,7 @@ from typing import Any
 from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
 from uringfs.ring.ring import Ring
-from uringfs.ring.uapi import Setup
+from uringfs.ring.uapi import Op, Setup
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,10 @@ REGISTERED = 1 << 17
 """Bytes of data in each slot that are pinned, for transfers without a look-up of pages."""
 MAX_SLOTS = 1 << 15
 """Entries of a ring of provided buffers."""
+OPCODES = frozenset(
+    {Op.READ_MULTISHOT, Op.READ, Op.WRITE, Op.READ_FIXED, Op.WRITE_FIXED, Op.FSYNC, Op.ASYNC_CANCEL}
+)
+"""What it puts on the ring."""
 
 _abandoned: list[object] = []
 """Memory of pumps that were closed with requests under way: the kernel may still use it."""

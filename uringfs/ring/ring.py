@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -62,13 +62,22 @@ class Ring(Operations, Registered):
     the kernel allows), `cq_entries` that of the completion queue (by default twice as many).
     Neither limits the number of requests in flight.
 
+    `opcodes`, if given, are all that the kernel will take (IORING_REGISTER_RESTRICTIONS), and of
+    io_uring_register(2) what this class itself needs; a request with another fails with EACCES.
+
     The thread that first uses the ring owns it; any other gets RuntimeError. To await anything,
     drive it: `ring.attach(loop)`, or an event loop on a `RingSelector`.
 
     Raises RingUnavailable, naming cause and remedy, where io_uring cannot be had.
     """
 
-    def __init__(self, entries: int = 256, *, cq_entries: int | None = None) -> None:
+    def __init__(
+        self,
+        entries: int = 256,
+        *,
+        cq_entries: int | None = None,
+        opcodes: Collection[int] | None = None,
+    ) -> None:
         self._closed = True  # until it is open: __del__ runs also when __init__ raised
         self._thread: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -83,7 +92,7 @@ class Ring(Operations, Registered):
         self._batch = ffi.new("struct uf_batch *")
         self._user_data = self._batch.user_data
         self._res = self._batch.res
-        open_ring(self._state, entries, cq_entries or 0)
+        open_ring(self._state, entries, cq_entries or 0, opcodes)
         self._closed = False
         self.features = Feature(self._state.features)
         self.setup = Setup(self._state.setup_flags)

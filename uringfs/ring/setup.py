@@ -1,6 +1,7 @@
 """Making an io_uring, the best that the kernel has, and saying what it is."""
 
 import errno
+from collections.abc import Collection
 from enum import Flag
 from typing import Any
 
@@ -18,8 +19,13 @@ SETUPS = (
 NEEDED = Feature.NODROP | Feature.EXT_ARG | Feature.RW_CUR_POS  # 5.11
 
 
-def open_ring(state: Any, entries: int, cq_entries: int) -> None:
-    """Open a struct uf_ring, disabled; `cq_entries` 0: twice as many. Raises RingUnavailable."""
+def open_ring(
+    state: Any, entries: int, cq_entries: int, opcodes: Collection[int] | None = None
+) -> None:
+    """Open a struct uf_ring, disabled; `cq_entries` 0: twice as many. Raises RingUnavailable.
+
+    It is restricted to `opcodes`, as far as the kernel has them.
+    """
     rc = -errno.EINVAL
     for flags in SETUPS:
         rc = lib.uf_ring_open(state, entries, cq_entries, flags | Setup.R_DISABLED)
@@ -30,6 +36,11 @@ def open_ring(state: Any, entries: int, cq_entries: int) -> None:
     if NEEDED & ~Feature(state.features):
         lib.uf_ring_close(state)
         raise unavailable(errno.EINVAL)
+    if opcodes is not None:
+        rc = lib.uf_ring_restrict(state, bytes(opcodes), len(opcodes))
+        if rc < 0:
+            lib.uf_ring_close(state)
+            raise unavailable(-rc)
 
 
 def describe(state: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from uringfs.ring._uring import ffi, lib
 from uringfs.ring.ring import Ring
+from uringfs.ring.uapi import Op
 
 TAG_GUEST: int = lib.UF_TAG_GUEST
 QUEUES: int = lib.UF_QUEUES
@@ -46,6 +47,15 @@ class Rings:
     inflight: memoryview | None = None
     counter: int = 0
     log_used: int = 0
+
+
+OPCODES = frozenset(
+    {
+        *(Op.READ, Op.READV, Op.WRITE, Op.WRITEV, Op.FSYNC),
+        *(Op.POLL_ADD, Op.POLL_REMOVE, Op.ASYNC_CANCEL),
+    }
+)
+"""What is put on the ring for it."""
 
 
 class GuestPump:

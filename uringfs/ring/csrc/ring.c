@@ -78,11 +78,44 @@ int uf_submit(struct uf_ring *r)
     return 0;
 }
 
+/* liburing 2.3 declares functions for these, but its shared library does not export them. */
+static int register_by_number(struct uf_ring *r, unsigned opcode, void *arg, unsigned count)
+{
+    long rc = syscall(__NR_io_uring_register, r->fd, opcode, arg, count);
+    return rc < 0 ? -errno : 0;
+}
+
 int uf_ring_enable(struct uf_ring *r)
 {
-    /* liburing 2.3 declares io_uring_enable_rings() but its shared library does not export it. */
-    long rc = syscall(__NR_io_uring_register, r->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-    return rc < 0 ? -errno : 0;
+    return register_by_number(r, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+}
+
+/* What this extension registers. */
+static const uint8_t register_ops[] = {
+    IORING_REGISTER_EVENTFD,      IORING_UNREGISTER_EVENTFD,     IORING_REGISTER_PERSONALITY,
+    IORING_UNREGISTER_PERSONALITY, IORING_REGISTER_FILES2,       IORING_REGISTER_FILES_UPDATE,
+    IORING_REGISTER_BUFFERS2,     IORING_REGISTER_BUFFERS_UPDATE, IORING_REGISTER_PBUF_RING,
+    IORING_UNREGISTER_PBUF_RING,
+};
+#define UF_SQE_FLAGS \
+    (IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS)
+
+/* From uf_ring_enable on, let the kernel refuse all other opcodes than these. */
+int uf_ring_restrict(struct uf_ring *r, const uint8_t *opcodes, uint32_t count)
+{
+    struct io_uring_restriction all[256 + sizeof(register_ops) + 1] = {0};
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < count && i < 256; i++)
+        if (r->opcodes[opcodes[i]])
+            all[n++] = (struct io_uring_restriction){
+                .opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = opcodes[i]};
+    for (uint32_t i = 0; i < sizeof(register_ops); i++)
+        all[n++] = (struct io_uring_restriction){
+            .opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = register_ops[i]};
+    all[n++] = (struct io_uring_restriction){
+        .opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = UF_SQE_FLAGS};
+    return register_by_number(r, IORING_REGISTER_RESTRICTIONS, all, n);
 }
 
 void uf_ring_close(struct uf_ring *r)

@@ -1,0 +1,67 @@
+"""What a server has done outside of its sandbox: mounting, and what comes at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from uringfs.config import MountConfig
+from uringfs.fs.credentials import groups_of
+from uringfs.fuse.mount import MountPoint, Place
+from uringfs.sandbox.confine import settle_outside
+from uringfs.sandbox.outside import Outside, Sent
+
+
+class Errands:
+    """Calls to the process that stays outside, which is made with it. A Place for a session."""
+
+    def __init__(self, mountpoint: str, mount: MountConfig, left: Sequence[Path]) -> None:
+        """``left`` are the sockets that the server leaves behind, for ``clean_up``."""
+        point = MountPoint(mountpoint, mount)
+
+        def clean_up() -> None:
+            for path in left:
+                path.unlink(missing_ok=True)
+
+        self._outside = Outside(
+            slow={
+                "mount": lambda: Sent(point.mount()),
+                "take_over": point.take_over,
+                "tune": point.tune,
+                "unmount": point.unmount,
+                "clean_up": clean_up,
+            },
+            quick={"groups_of": groups_of},
+            prepare=settle_outside,
+        )
+        # A descriptor that was handed on is here, and there is nothing to be done outside for it.
+        self.place: Place = point if mountpoint.startswith("/dev/fd/") else self
+
+    def mount(self) -> int:
+        """See :class:`Place`."""
+        device: int = self._outside.call("mount")
+        return device
+
+    def take_over(self) -> None:
+        """See :class:`Place`."""
+        self._outside.call("take_over")
+
+    def unmount(self, *, served: bool = True) -> None:
+        """See :class:`Place`."""
+        self._outside.call("unmount", served=served)
+
+    def tune(self) -> None:
+        """See :class:`MountPoint`."""
+        self._outside.call("tune")
+
+    def groups_of(self, pid: int) -> tuple[int, ...]:
+        """The supplementary groups of a process; none if it is gone."""
+        return tuple(self._outside.call("groups_of", pid=pid))
+
+    def clean_up(self) -> None:
+        """Remove the server's sockets."""
+        self._outside.call("clean_up")
+
+    def close(self) -> None:
+        """Let the process outside end."""
+        self._outside.close()

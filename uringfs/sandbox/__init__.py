@@ -1,0 +1,1 @@
+"""What the server gives up once it is set up, and who does what it then cannot do."""

@@ -1,0 +1,165 @@
+"""The steps into the sandbox, in their order, and what the log says of them."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from uringfs.config import Config, MountConfig, ServerConfig
+from uringfs.errors import Exit, UserError
+from uringfs.fs import syscalls
+from uringfs.sandbox import seccomp
+from uringfs.sandbox.capabilities import (
+    OUTSIDE,
+    drop_all_but,
+    kept_capabilities,
+    no_new_privileges,
+    no_traces,
+)
+from uringfs.sandbox.names import NUMBERS
+from uringfs.sandbox.namespace import enter_chroot, enter_namespace
+
+log = logging.getLogger(__name__)
+
+UNPRIVILEGED = (
+    "acting as the callers (what is made belongs to user {uid}), other users unless "
+    "user_allow_other is in /etc/fuse.conf, changing owners, making device nodes, file handles, "
+    "a sandbox of its own"
+)
+"""What a server that is not root's cannot do."""
+
+
+@dataclass
+class Confinement:
+    """Where the sources are now, and what the log is to say."""
+
+    kind: str
+    inside: Mapping[str, str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether paths of the outside mean nothing any more."""
+        return self.kind != "none"
+
+    def path_of(self, fd: int) -> str:
+        """A path that is the file open at ``fd``."""
+        return str(fd) if self.kind == "chroot" else f"/proc/self/fd/{fd}"
+
+
+def confine(
+    sources: Mapping[str, bool],
+    config: Config,
+    mount: MountConfig,
+    server: ServerConfig,
+    carrier: str,
+) -> Confinement:
+    """Go into the sandbox that is asked for, or that can be had, and keep what the options need.
+
+    ``sources`` are directories, and whether they are to be read-only; ``carrier`` is dev, pyfuse3
+    or vhost.
+
+    Must be called by the only thread, before the server serves; no io_uring can be made
+    afterwards. UserError for what was asked for and cannot be had.
+    """
+    kind, action = server.sandbox, server.seccomp
+    if server.supervise:
+        if kind in ("namespace", "chroot"):
+            raise UserError(Exit.USAGE, f"sandbox={kind}: not with supervise; take sandbox=none")
+        # A successor goes on with descriptors that lead out of any root but the first one's.
+        kind, action = "none", action or "none"
+    library = _load_seccomp(action)
+    capabilities = kept_capabilities(config, mount, server, carrier)
+    confinement = _enter(kind, sources)
+    if os.geteuid() == 0:
+        kept = drop_all_but(capabilities)
+        confinement.said.append(f"capabilities kept: {' '.join(kept) or 'none'}")
+    no_new_privileges()
+    no_traces()
+    if library is None:
+        confinement.said.append("seccomp: none")
+    else:
+        action = action or "kill"
+        count = _filter(library, action, _features(config, mount, carrier))
+        confinement.said.append(f"seccomp: {action} for all but {count} system calls")
+    return confinement
+
+
+def _features(config: Config, mount: MountConfig, carrier: str) -> list[str]:
+    """What is asked of the server, as far as it decides what system calls it makes."""
+    asked = {
+        "base": True,
+        "write": not mount.ro,
+        "xattr": config.xattr,
+        "watch": mount.watch,
+        carrier: True,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
+
+
+def _load_seccomp(action: str | None) -> Any:
+    """libseccomp; None if no filter is wanted, or can be had where none was asked for."""
+    if action == "none":
+        return None
+    try:
+        return seccomp.load()
+    except OSError as exc:
+        if action is not None:
+            raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
+        log.warning("going on without a seccomp filter: %s", exc.strerror)
+        return None
+
+
+def _filter(library: Any, action: str, features: Sequence[str]) -> int:
+    if action == "trap":
+        # SIGSYS ends the process, but says first where it was.
+        faulthandler.register(signal.SIGSYS, chain=True)
+    try:
+        return seccomp.install(library, action, features)
+    except OSError as exc:
+        raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
+
+
+def _enter(kind: str | None, sources: Mapping[str, bool]) -> Confinement:
+    everywhere = {path: path for path in sources}
+    if os.geteuid() != 0:
+        if kind in ("namespace", "chroot"):
+            raise UserError(Exit.USAGE, f"sandbox={kind}: needs root; take sandbox=none")
+        said = f"not root, so not possible: {UNPRIVILEGED.format(uid=os.geteuid())}"
+        return Confinement("none", everywhere, [said])
+    if kind == "none":
+        return Confinement("none", everywhere)
+    try:
+        if kind == "chroot":
+            inside = enter_chroot(list(sources))
+        else:
+            _check_may_unshare()
+            inside = enter_namespace(sources)
+    except OSError as exc:
+        if kind is not None:
+            raise UserError(
+                Exit.FAILED, f"sandbox={kind}: cannot be had here: {exc.strerror}"
+            ) from exc
+        log.warning("going on without a sandbox, which cannot be had here: %s", exc.strerror)
+        return Confinement("none", everywhere)
+    kind = kind or "namespace"
+    return Confinement(kind, inside, [f"sandbox: {kind}, with nothing but the source in it"])
+
+
+def _check_may_unshare() -> None:
+    if not syscalls.get_caps()[0] >> NUMBERS["sys_admin"] & 1:
+        raise OSError(errno.EPERM, "CAP_SYS_ADMIN is missing")
+
+
+def settle_outside() -> None:
+    """What the process outside gives up. fusermount3(1), for who is not root, gains privileges."""
+    if os.geteuid() == 0:
+        drop_all_but(OUTSIDE)
+        no_new_privileges()
+    no_traces()

@@ -1,0 +1,129 @@
+"""A root directory that holds the sources and nothing else (mount_namespaces(7), pivot_root(2)).
+
+The new root is an empty read-only tmpfs. In it are the sources, as copies of their mounts that lead
+nowhere above them, and of /proc what the server reads of itself: above all its own descriptors,
+which is how a file is reached that is known by one. Nothing of any other process is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from uringfs.fs.core import reach_from_working_directory
+from uringfs.sandbox import kernel
+
+log = logging.getLogger(__name__)
+
+OWN_PROC = ("fd", "fdinfo", "io", "limits", "stat", "statm", "status")
+"""Of /proc/self. Not ``root``, ``cwd`` and ``exe``, which lead to files, nor other threads."""
+
+
+def copy_of(path: str) -> int:
+    """A descriptor of a directory for who shall see nothing above it.
+
+    Of a copy of its mount, where this process may make one; it is unmounted with its descriptor.
+    """
+    try:
+        return kernel.open_tree(path)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.ENOSYS):
+            raise
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def enter_namespace(sources: Mapping[str, bool]) -> dict[str, str]:
+    """Leave everything but the sources behind; where each is now.
+
+    They are directories, and whether they are to be read-only.
+
+    Must be called by the only thread. OSError where the kernel refuses: EPERM without
+    CAP_SYS_ADMIN, EINVAL on a root that cannot be left (initramfs), ENOSYS before Linux 5.2.
+    """
+    kernel.unshare(kernel.CLONE_NEWNS)
+    # What is mounted outside later on below a source is to be seen, but nothing seen from there.
+    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
+    with ExitStack() as trees:
+
+        def copy(path: str) -> int:
+            tree = kernel.open_tree(path)
+            trees.callback(os.close, tree)
+            return tree
+
+        copies = {source: copy(source) for source in sources}
+        for source, tree in copies.items():
+            _harden(tree, sources[source])
+        proc = {name: copy(f"/proc/self/{name}") for name in OWN_PROC if _is_there(name)}
+        # Any directory would do; it is covered in this namespace alone, and left behind with it.
+        base = next((source for source in sources if source != "/"), "/dev")
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        kernel.mount("uringfs", base, "tmpfs", flags, "size=64k,mode=755")
+        try:
+            os.chdir(base)
+            inside = _furnish(copies, proc)
+            kernel.mount("", ".", "", flags | kernel.MS_REMOUNT | kernel.MS_RDONLY)
+            kernel.pivot_root(".", ".")
+        except OSError:
+            os.chdir("/")
+            kernel.umount(base, kernel.MNT_DETACH)
+            raise
+    # The old root is now mounted over the new one (pivot_root(2), "pivot_root(".", ".")").
+    kernel.umount(".", kernel.MNT_DETACH)
+    os.chdir("/")
+    return inside
+
+
+def _is_there(name: str) -> bool:
+    return os.path.exists(f"/proc/self/{name}")
+
+
+def _harden(tree: int, read_only: bool) -> None:
+    """No device of the source can be opened by the server, and no program gains by being run."""
+    attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+    if read_only:
+        attributes |= kernel.MOUNT_ATTR_RDONLY
+    try:
+        kernel.mount_setattr(tree, attributes)
+    except OSError as exc:
+        log.info("the source's mount keeps its options: %s", exc.strerror)
+
+
+def _furnish(copies: Mapping[str, int], proc: Mapping[str, int]) -> dict[str, str]:
+    """Mount everything below the working directory."""
+    for name, tree in proc.items():
+        path = f"proc/self/{name}"
+        os.makedirs("proc/self", exist_ok=True)
+        if name in ("fd", "fdinfo"):
+            os.mkdir(path)
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o444))
+        kernel.move_mount(tree, path)
+    inside: dict[str, str] = {}
+    for index, (source, tree) in enumerate(copies.items()):
+        # Where it was, as far as can be: so the paths in /proc/PID/fd mean something to others.
+        taken = ("/proc", *inside.values())
+        apart = source != "/" and not any(_overlap(source, other) for other in taken)
+        path = source if apart else f"/source/{index}"
+        os.makedirs(f".{path}")
+        kernel.move_mount(tree, f".{path}")
+        inside[source] = path
+    return inside
+
+
+def _overlap(one: str, other: str) -> bool:
+    return os.path.commonpath([one, other]) in (one, other)
+
+
+def enter_chroot(sources: Sequence[str]) -> dict[str, str]:
+    """The same by chroot(2), where there is no namespace to be had; what the sources are called.
+
+    The server's own descriptors are then its working directory, and the sources are among them.
+    """
+    fds = [os.open(source, os.O_PATH | os.O_DIRECTORY) for source in sources]
+    os.chdir("/proc/self/fd")
+    os.chroot(sources[0] if len(sources) == 1 else "/proc/self/fdinfo")
+    reach_from_working_directory()
+    return {source: str(fd) for source, fd in zip(sources, fds, strict=True)}
