@@ -346,12 +346,11 @@ class ServerConfig:
         "what the server can see of the file system: namespace (the sources in a root of their "
         "own), chroot, none; not given: namespace, for root (docs/security.md)",
     )
-    seccomp: str | None = _option(
+    seccomp: str = _option(
         "none",
         _choice("kill", "log", "trap", "none"),
         "ACTION",
-        "what a system call leads to that the server never makes: kill, log, trap (SIGSYS), none; "
-        "not given: kill, where libseccomp is installed",
+        "what a system call leads to that the server never makes: kill, log, trap (SIGSYS), none",
     )
     modcaps: str = _option(
         "",

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -139,8 +140,6 @@ class Attacker:
         return "a ring without restrictions"
 
     def by_the_network(self) -> str:
-        import socket
-
         socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         return "a socket"
 

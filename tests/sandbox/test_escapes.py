@@ -60,14 +60,14 @@ def test_without_the_filter(tmp_path: Path, attempt: str) -> None:
 
 @pytest.mark.parametrize("attempt", sorted(FENCED_BY_FILTER))
 def test_without_the_sandbox(tmp_path: Path, attempt: str) -> None:
-    status, said = attack(tmp_path, attempt, server={"sandbox": "none"})
+    status, said = attack(tmp_path, attempt, server={"sandbox": "none", "seccomp": "kill"})
     assert (status, said) == (-signal.SIGSYS, "")
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_with_both(tmp_path: Path, attempt: str) -> None:
     """What remains is written down in docs/security.md."""
-    status, said = attack(tmp_path, attempt)
+    status, said = attack(tmp_path, attempt, server={"seccomp": "kill"})
     if attempt in ("by_a_file_handle", "by_writing"):
         assert (status, said[:3]) == (0, "out")
         return
@@ -79,7 +79,7 @@ def test_with_both(tmp_path: Path, attempt: str) -> None:
 @pytest.mark.parametrize("attempt", sorted(FENCED_BY_NAMES | FENCED_BY_PRIVILEGES))
 def test_capabilities_for_attributes_are_no_way_out(tmp_path: Path, attempt: str) -> None:
     """With xattr it keeps CAP_SYS_ADMIN."""
-    status, said = attack(tmp_path, attempt, config={"xattr": True})
+    status, said = attack(tmp_path, attempt, config={"xattr": True}, server={"seccomp": "kill"})
     assert status == -signal.SIGSYS or said.startswith("held"), said
 
 

@@ -15,6 +15,7 @@ from uringfs.config import Config, MountConfig, ServerConfig
 from uringfs.errors import Exit, UserError
 from uringfs.fs import syscalls
 from uringfs.sandbox import seccomp
+from uringfs.sandbox.calls import CALLS
 from uringfs.sandbox.capabilities import (
     OUTSIDE,
     drop_all_but,
@@ -73,7 +74,7 @@ def confine(
         if kind in ("namespace", "chroot"):
             raise UserError(Exit.USAGE, f"sandbox={kind}: not with supervise; take sandbox=none")
         # A successor goes on with descriptors that lead out of any root but the first one's.
-        kind, action = "none", action or "none"
+        kind = "none"
     library = _load_seccomp(action)
     capabilities = kept_capabilities(config, mount, server, carrier)
     confinement = _enter(kind, sources)
@@ -85,7 +86,6 @@ def confine(
     if library is None:
         confinement.said.append("seccomp: none")
     else:
-        action = action or "kill"
         count = _filter(library, action, _features(config, mount, carrier))
         confinement.said.append(f"seccomp: {action} for all but {count} system calls")
     return confinement
@@ -103,23 +103,26 @@ def _features(config: Config, mount: MountConfig, carrier: str) -> list[str]:
     return [name for name, is_asked in asked.items() if is_asked]
 
 
-def _load_seccomp(action: str | None) -> Any:
-    """libseccomp; None if no filter is wanted, or can be had where none was asked for."""
+def _load_seccomp(action: str) -> Any:
+    """libseccomp; None if no filter is wanted."""
     if action == "none":
         return None
     try:
         return seccomp.load()
     except OSError as exc:
-        if action is not None:
-            raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
-        log.warning("going on without a seccomp filter: %s", exc.strerror)
-        return None
+        raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
 
 
 def _filter(library: Any, action: str, features: Sequence[str]) -> int:
     if action == "trap":
         # SIGSYS ends the process, but says first where it was.
         faulthandler.register(signal.SIGSYS, chain=True)
+    unknown = [name for name in features if name not in CALLS]
+    if unknown:
+        raise UserError(
+            Exit.USAGE,
+            f"seccomp={action}: no table of system calls for {unknown[0]} yet; take none",
+        )
     try:
         return seccomp.install(library, action, features)
     except OSError as exc:
