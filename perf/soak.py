@@ -115,8 +115,12 @@ class Soak:
                 time.sleep(0.02)
             yield server
             done = subprocess.run(["umount", self.mount], capture_output=True, check=False)
-            if done.returncode or server.wait(START_S):
-                self.outcome.errors.append(f"umount: {done.stderr!r}, status {server.poll()}")
+            if done.returncode:
+                self.outcome.errors.append(f"umount: {done.stderr!r}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # It serves on for as long as somebody's mount namespace has a copy of the mount.
+                if server.wait(PATIENCE_S):
+                    self.outcome.errors.append(f"the server ended with {server.returncode}")
         finally:
             clear(self.mount)
             if server.poll() is None:
@@ -153,10 +157,13 @@ class Soak:
     # Loads
 
     def _guarded(self, load: Callable[[], None]) -> None:
+        name = getattr(load, "__name__", "git").strip("_<>")
         try:
             load()
         except Exception as exc:
-            self.outcome.errors.append(f"{getattr(load, '__name__', 'load')}: {exc!r}")
+            self.outcome.errors.append(f"{name}: {exc!r}")
+        late = round(time.monotonic() - self._end)
+        print(f"{name} ended {late} s after the time", file=sys.stderr, flush=True)
 
     @property
     def _over(self) -> bool:

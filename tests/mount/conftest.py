@@ -62,7 +62,7 @@ def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 
 
 @contextmanager
-def _on_loop_device(kind: str, image: Path, path: Path) -> Generator[Path]:
+def on_loop_device(kind: str, image: Path, path: Path) -> Generator[Path]:
     with image.open("wb") as file:
         file.truncate(IMAGE_BYTES)
     subprocess.run([f"mkfs.{kind}", "-q", image], check=True, timeout=30)
@@ -78,14 +78,14 @@ def _on_loop_device(kind: str, image: Path, path: Path) -> Generator[Path]:
 @pytest.fixture(scope="session")
 def ext4(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
     """A directory on a fresh ext4, on a loop device."""
-    with _on_loop_device("ext4", tmpfs / "ext4.img", tmp_path_factory.mktemp("ext4")) as path:
+    with on_loop_device("ext4", tmpfs / "ext4.img", tmp_path_factory.mktemp("ext4")) as path:
         yield path
 
 
 @pytest.fixture(scope="session")
 def xfs(tmp_path_factory: pytest.TempPathFactory, tmpfs: Path) -> Generator[Path]:
     """A directory on a fresh xfs, on a loop device."""
-    with _on_loop_device("xfs", tmpfs / "xfs.img", tmp_path_factory.mktemp("xfs")) as path:
+    with on_loop_device("xfs", tmpfs / "xfs.img", tmp_path_factory.mktemp("xfs")) as path:
         yield path
 
 

@@ -134,7 +134,7 @@ def new_supervised(kind: tuple[str, ...], tmp_path: Path) -> Generator[NewSuperv
     finally:
         for mounted in made:
             mounted.end()
-            shutil.rmtree(mounted.source)
+            shutil.rmtree(mounted.source, ignore_errors=True)
 
 
 @pytest.fixture
