@@ -92,7 +92,7 @@ class Soak:
                 each.start()
             self._disturb(supervisor)
             for each in (*threads, *watchers):
-                each.join(PATIENCE_S)
+                each.join(PATIENCE_S + 2 * self._settings.seconds)  # fio verifies all at the end
                 if each.is_alive():
                     self.outcome.errors.append("a load does not end: something hangs")
         text = self._log.read_text(errors="replace")
