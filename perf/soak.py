@@ -297,13 +297,22 @@ def _make_repository(path: Path) -> None:
 
 
 def _servers(pid: int) -> list[int]:
-    """The servers below the first process: it or, after an upgrade, its child supervises."""
+    """The servers: children of the first process or, after an upgrade, of the one that took over,
+    which was started as ``resume``. Their own children are helpers."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    below = [each for child in children for each in _servers(int(child))]
-    return below or [int(child) for child in children]
+    children = [int(each) for each in found]
+    took_over = [each for each in children if _is_resumed(each) and not _is_resumed(pid)]
+    return _servers(took_over[0]) if took_over else children
+
+
+def _is_resumed(pid: int) -> bool:
+    try:
+        return b"resume" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _rss_mib(pid: int) -> float:
