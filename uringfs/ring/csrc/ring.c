@@ -245,12 +245,13 @@ static bool has_found(struct uf_ring *r)
 }
 
 /* Look for completions for a while before sleeping, since a sleeping virtual CPU wakes slowly.
- * Only while little is going on at a time, since a full queue needs no wake-up, or where the wait
- * is shorter than a sleep. Looking in vain again and again, it looks less and less often (at the
- * least, once in 4096 waits). */
+ * Only while little is going on at a time, since a full queue needs no wake-up, and nothing waits
+ * for a disk, whose interrupt has to wake a CPU in any case; or where the wait is shorter than a
+ * sleep. Looking in vain again and again, it looks less and less often (at the least, once in 4096
+ * waits). */
 static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
 {
-    bool few = r->last_batch <= UF_FEW && r->transfers <= UF_FEW;
+    bool few = r->last_batch <= UF_FEW && !r->transfers;
     bool worth_it = few || r->mean_wait_ns < UF_SHORT_WAIT_NS;
     if (!r->spin_ns || !worth_it || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
         return false;
