@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from perf import cases, compare, fio, metadata, proc, report, scale, soak, targets
+from perf.join import joined
 from perf.measure import Sampler, Settings
 from perf.model import Fault, Run
 from perf.mounted import MountError
@@ -181,7 +182,8 @@ def _add_scale(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_readers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     shown = commands.add_parser("report", help="a run as Markdown, as a page, as charts")
-    shown.add_argument("file", type=Path, metavar="FILE.json")
+    shown.add_argument("files", type=Path, nargs="+", metavar="FILE.json",
+        help="several: what was measured in parts")  # fmt: skip
     shown.add_argument("--html", type=Path, metavar="OUT.html", help="one page with all")
     shown.add_argument("--svg", type=Path, metavar="DIR", help="each chart as a file")
     shown.set_defaults(run=_report)
@@ -295,7 +297,7 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    run = Run.load(args.file)
+    run = joined([Run.load(file) for file in args.files])
     if not (args.html or args.svg):
         print(report.markdown(run), end="")
     if args.html:
