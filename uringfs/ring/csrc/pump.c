@@ -208,6 +208,7 @@ static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_
     s->state = UF_SLOT_IO;
     h->in_flight++;
     p->ring->transfers++;
+    p->ring->idle_turns = 0;
     p->fast_requests[s->opcode]++;
 }
 

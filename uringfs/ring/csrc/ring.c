@@ -245,13 +245,13 @@ static bool has_found(struct uf_ring *r)
 }
 
 /* Look for completions for a while before sleeping, since a sleeping virtual CPU wakes slowly.
- * Only while little is going on at a time, since a full queue needs no wake-up, and nothing waits
- * for a disk, whose interrupt has to wake a CPU in any case; or where the wait is shorter than a
- * sleep. Looking in vain again and again, it looks less and less often (at the least, once in 4096
- * waits). */
+ * Only while little is going on at a time, since a full queue needs no wake-up, and no disk is part
+ * of it: beside the disk a sleep costs little, and it leaves this CPU to the client, which then need
+ * not be woken on another one. Or where the wait is shorter than a sleep. Looking in vain again and
+ * again, it looks less and less often (at the least, once in 4096 waits). */
 static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
 {
-    bool few = r->last_batch <= UF_FEW && !r->transfers;
+    bool few = r->last_batch <= UF_FEW && !r->transfers && r->idle_turns > UF_MEMORY_TURNS;
     bool worth_it = few || r->mean_wait_ns < UF_SHORT_WAIT_NS;
     if (!r->spin_ns || !worth_it || !(r->setup_flags & IORING_SETUP_TASKRUN_FLAG))
         return false;
@@ -304,6 +304,7 @@ static int enter(struct uf_ring *r, int64_t timeout_ns)
     if (timeout_ns == 0)
         return submitted(r, io_uring_submit_and_get_events(&r->uring));
     int64_t start = now_ns();
+    r->idle_turns++;
     bool found = spin(r, start, timeout_ns) || uf_guests_ask(r);
     int rc = found ? io_uring_submit_and_get_events(&r->uring) : sleep_for(r, timeout_ns);
     r->mean_wait_ns += (now_ns() - start - r->mean_wait_ns) / 8;

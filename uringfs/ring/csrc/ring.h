@@ -19,6 +19,7 @@
 
 #define UF_FEW 4               /* completions at a time that are few: low queue depth */
 #define UF_SHORT_WAIT_NS 10000 /* about what it costs to put a thread to sleep and wake it */
+#define UF_MEMORY_TURNS 16     /* without a transfer: what is served now lies in memory */
 
 struct uf_ring {
     struct io_uring uring;
@@ -31,6 +32,7 @@ struct uf_ring {
     struct uf_guest *guests; /* a list */
     uint32_t pumps;     /* and guests that there have been */
     uint32_t transfers; /* of theirs, under way */
+    uint32_t idle_turns; /* waits since the pump started one */
     uint32_t at_once;   /* entries queued that complete when submitted, and wake nobody */
     uint64_t spin_ns; /* how long to look for completions before sleeping; 0: not at all */
     uint32_t spin_misses;
