@@ -239,6 +239,7 @@ class Vfs(PassthroughFs):
     open = _routed(PassthroughFs.open)
     read = _routed(PassthroughFs.read)
     write = _routed(PassthroughFs.write)
+    count_appended = _routed(PassthroughFs.count_appended)
     flush = _routed(PassthroughFs.flush)
     release = _routed(PassthroughFs.release)
     fsync = _routed(PassthroughFs.fsync)
