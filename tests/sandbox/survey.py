@@ -27,13 +27,13 @@ from tests.mount.harness import Mounted, as_user
 
 RARE = {
     "clock_gettime", "getpeername", "gettimeofday", "setsockopt", "shutdown", "syncfs", "time",
-    "brk", "clock_nanosleep", "exit", "exit_group", "fcntl", "futex", "getpid", "getrandom",
+    "brk", "clock_nanosleep", "dup2", "exit", "exit_group", "fcntl", "futex", "getpid", "getrandom",
     "gettid", "madvise", "membarrier", "mmap", "mprotect", "mremap", "munmap", "prlimit64",
     "restart_syscall",
     "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield",
     "set_robust_list", "sigaltstack", "tgkill", "uname", "write", "writev",
 }  # fmt: skip
-"""What libc and Python call as it happens: memory, threads, aborting, the log."""
+"""What libc and Python call as it happens: memory, threads, aborting, the log; `--daemon`."""
 MARK = re.compile(r"^seccomp\(SECCOMP_SET_MODE_FILTER.* = 0$")
 CALL = re.compile(r"^(\w+)\(")
 THREAD = re.compile(r"^clone3?\(.*CLONE_THREAD.* = (\d+)$")

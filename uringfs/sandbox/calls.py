@@ -13,6 +13,7 @@ CALLS: dict[str, tuple[str, ...]] = {
         "clock_nanosleep",
         "clone",
         "close",
+        "dup2",
         "epoll_ctl",
         "epoll_wait",
         "eventfd2",
@@ -108,7 +109,6 @@ CALLS: dict[str, tuple[str, ...]] = {
         "setxattr",
     ),
     "pyfuse3": (
-        "dup2",
         "getuid",
         "memfd_create",
         "pipe2",
