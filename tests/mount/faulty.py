@@ -58,6 +58,7 @@ class Faulty(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._fail(fh)
         name = self.names[fh - 1]
+        size = max(0, min(size, SIZE - off))
         if name == b"most":
             return b"%d" % self.most
         if name == b"slow":

@@ -87,8 +87,6 @@ def test_who_holds_too_many_is_refused_more(new_mount: NewMount) -> None:
 
 
 def test_requests_under_way(new_mount: NewMount, combination: Combination, failing: Path) -> None:
-    if combination.name != "dev-async":
-        pytest.skip("does not end on the other combinations; see docs/security.md")
     pool = [] if combination.name.endswith("-async") else ["--thread-pool-size=12"]
     mounted = new_mount("--max-requests=4", "--cache=never", *pool, source=failing)
     threads = [threading.Thread(target=(mounted.path / "slow").read_bytes) for _ in range(20)]
