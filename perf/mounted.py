@@ -45,7 +45,9 @@ def run(
     try:
         out, err = child.communicate(timeout=timeout)
     except BaseException as exc:
-        os.killpg(child.pid, signal.SIGKILL)
+        # It may have ended just now; that must not take the place of what is under way.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         try:
             child.communicate(timeout=STOP_S)
         except subprocess.TimeoutExpired:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,21 @@ def test_a_command_in_time_and_one_that_is_not() -> None:
     with pytest.raises(Hung, match="sleep did not end"):
         mounted.run(["sleep", "60"], 0.2, lambda: rescued.append(True))
     assert not rescued
+
+
+def test_an_interrupt_counts_also_as_a_command_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    communicate = subprocess.Popen.communicate
+    interrupts = [KeyboardInterrupt]
+
+    def interrupted(child: subprocess.Popen[bytes], **kwargs: Any) -> Any:
+        found = communicate(child, **kwargs)
+        if interrupts:
+            raise interrupts.pop()
+        return found
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mounted.run(["true"], 10, lambda: None)
 
 
 def test_stale_data_is_noticed(source: Path, mountpoint: Path) -> None:
