@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -103,6 +104,28 @@ class Supervised(Mounted):
         lines = text.splitlines()
         left = [line for line in lines if not any(each in line for each in self.expected)]
         return text if TROUBLE.search("\n".join(left)) else ""
+
+
+@contextmanager
+def verified(top: Path) -> Iterator[None]:
+    """Data is written there and read back by checksum, meanwhile; none of it may differ."""
+    fio = subprocess.Popen(
+        [
+            "fio", "--thread", "--name=v", f"--directory={top}", "--rw=randrw", "--bs=4k",
+            "--size=4M", "--iodepth=8", "--ioengine=libaio", "--direct=1", "--verify=crc32c",
+            "--verify_backlog=64", "--verify_state_save=0", "--time_based",
+            "--runtime=4", "--verify_fatal=1",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield
+        out = fio.communicate(timeout=60)[0]
+    finally:
+        fio.kill()
+        fio.communicate()
+    assert fio.returncode == 0, out
+    assert "verify:" not in out
 
 
 class NewSupervised(Protocol):
