@@ -7,12 +7,12 @@ READ, WRITE, FSYNC and FLUSH, and nothing else of the protocol.
 import errno
 import logging
 import mmap
-import os
 from collections.abc import Callable
 from typing import Any
 
 from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
+from uringfs.ring.mover import Mover
 from uringfs.ring.ring import Ring
 from uringfs.ring.uapi import Op, Setup
 
@@ -36,7 +36,7 @@ _abandoned: list[object] = []
 """Memory of pumps that were closed with requests under way: the kernel may still use it."""
 
 
-class Pump:
+class Pump(Mover):
     """Moves data between a FUSE device and backing files, and hands on every other request.
 
     `device` is a non-blocking descriptor of /dev/fuse, `handles` the table of open files (rows of
@@ -168,19 +168,6 @@ class Pump:
     # Control
 
     @property
-    def fast(self) -> bool:
-        """Whether transfers are made here; otherwise Python is given every request."""
-        return bool(self._state.fast)
-
-    @fast.setter
-    def fast(self, on: bool) -> None:
-        self._state.fast = on
-
-    def configure(self, *, flag_mask: int) -> None:
-        """What O_* flags a request must share with its handle, once that is negotiated."""
-        self._state.handles.flag_mask = flag_mask
-
-    @property
     def listening(self) -> bool:
         """Whether the kernel is reading the device."""
         return bool(self._state.armed)
@@ -234,8 +221,3 @@ class Pump:
         self._ring.files.free(self._file)
         if self._pinned:
             self._ring.unpin(self._state.fixed_base, self._slots)
-
-    @staticmethod
-    def _check(rc: int) -> None:
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))

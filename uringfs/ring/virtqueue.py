@@ -5,13 +5,13 @@ nothing else of either.
 """
 
 import mmap
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from uringfs.ring._uring import ffi, lib
+from uringfs.ring.mover import Mover
 from uringfs.ring.ring import Ring
 from uringfs.ring.uapi import Op
 
@@ -58,7 +58,7 @@ OPCODES = frozenset(
 """What is put on the ring for it."""
 
 
-class GuestPump:
+class GuestPump(Mover):
     """Moves data between a guest's memory and backing files, and hands on every other request.
 
     `handles` is the table of open files (uringfs/fs/handles.py); `flag_mask` and `no_fsetid` are
@@ -241,19 +241,6 @@ class GuestPump:
         """Look for requests in this turn of the event loop."""
         self._ring.kick()
 
-    @property
-    def fast(self) -> bool:
-        """Whether transfers are made here; otherwise Python is given every request."""
-        return bool(self._state.fast)
-
-    @fast.setter
-    def fast(self, on: bool) -> None:
-        self._state.fast = on
-
-    def configure(self, *, flag_mask: int) -> None:
-        """What O_* flags a request must share with its handle, once that is negotiated."""
-        self._state.handles.flag_mask = flag_mask
-
     def counts(self) -> Iterator[tuple[int, int]]:
         """Opcodes, and how many requests of each Python never saw."""
         for code in range(len(self._state.fast_requests)):
@@ -279,8 +266,3 @@ class GuestPump:
         self._memory.clear()
         self._queues.clear()
         self._log = None
-
-    @staticmethod
-    def _check(rc: int) -> None:
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
