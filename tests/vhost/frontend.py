@@ -60,15 +60,20 @@ class Queue:
     def _u16(self, at: int) -> int:
         return int(struct.unpack_from("<H", self.vm.memory, at)[0])
 
+    def put_u16(self, at: int, value: int) -> None:
+        """Store a number by one instruction: ``struct`` clears the place first, and the device
+        may look at it meanwhile."""
+        self.vm.words[at // 2] = value & 0xFFFF
+
     def put_descriptor(self, index: int, address: int, length: int, flags: int, after: int) -> None:
         """Write one descriptor, whatever it says."""
         DESCRIPTOR.pack_into(self.vm.memory, self.table + 16 * index, address, length, flags, after)
 
     def offer(self, head: int) -> None:
         """Enter a chain in the available ring."""
-        struct.pack_into("<H", self.vm.memory, self.avail + 4 + 2 * (self.next % self.size), head)
+        self.put_u16(self.avail + 4 + 2 * (self.next % self.size), head)
         self.next = self.next + 1 & 0xFFFF
-        struct.pack_into("<H", self.vm.memory, self.avail + 2, self.next)
+        self.put_u16(self.avail + 2, self.next)
 
     @property
     def used_index(self) -> int:
@@ -76,7 +81,7 @@ class Queue:
 
     def set_used_event(self, index: int) -> None:
         """With EVENT_IDX: interrupt when the used ring goes beyond that index."""
-        struct.pack_into("<H", self.vm.memory, self.avail + 4 + 2 * self.size, index & 0xFFFF)
+        self.put_u16(self.avail + 4 + 2 * self.size, index)
 
     # What a driver does
 
@@ -164,6 +169,7 @@ class Machine(Client):
         self.file = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(self.file, memory)
         self.memory = mmap.mmap(self.file, memory)
+        self.words = memoryview(self.memory).cast("H")
         self.size = memory
         self.features = features
         self.regions = [

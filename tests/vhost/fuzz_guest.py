@@ -16,7 +16,6 @@ import contextlib
 import os
 import random
 import select
-import struct
 import sys
 import tempfile
 import time
@@ -76,7 +75,7 @@ class HostileGuest:
         beyond = corrupt and self.chance.random() < 0.05
         if beyond:
             ahead = queue.next + self.chance.choice((SIZE + 1, 0x7FFF, 0x8000))
-            struct.pack_into("<H", self.machine.memory, queue.avail + 2, ahead & 0xFFFF)
+            queue.put_u16(queue.avail + 2, ahead)
         queue.notify()
         race = corrupt and self.chance.random() < 0.3
         if race:

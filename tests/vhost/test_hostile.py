@@ -46,7 +46,7 @@ def ahead(entries: int) -> Callable[[Queue], None]:
     """Say that there are so many."""
 
     def offer(queue: Queue) -> None:
-        struct.pack_into("<H", queue.vm.memory, queue.avail + 2, queue.next + entries & 0xFFFF)
+        queue.put_u16(queue.avail + 2, queue.next + entries)
 
     return offer
 

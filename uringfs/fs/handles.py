@@ -30,13 +30,12 @@ LOCKED = 1 << 29
 """In the flags of row 0, see set_locked."""
 TRAITS = FAST | MEMORY | LIST
 
-_IN_FLIGHT = Struct("=I")
-_IN_FLIGHT_AT = 24
-_FLAGS = Struct("=I")
-_FLAGS_AT = 4
-_OPEN = Struct("=iIQQ")
-_SERIAL = Struct("=QI")
-_SERIAL_AT = 16
+_OPENED, _FH, _NODEID, _IN_FLIGHT = range(4)
+_WORDS = ENTRY.size // 8
+"""A row by words of 8 bytes. A word is stored by one instruction, which Struct does not promise
+(``pack_into`` clears the place first): the table is valid wherever SIGKILL falls."""
+_SERIAL, _HIGHEST = 2, 3
+"""Words of row 0."""
 _INDEX = 0xFFFFFFFF
 
 
@@ -64,13 +63,14 @@ class HandleMap:
     def __init__(self, table: mmap.mmap | memoryview | None = None) -> None:
         """``table`` is memory for the table, if it is to outlive the process; see ``take_up``.
 
-        A row counts if its descriptor is none below 0 and its node id, which is written last, is
-        not 0. Row 0 holds the serial number and the row that were taken last and highest.
+        A row counts if its node id is not 0, which is written last, and cleared first. Row 0 holds
+        the serial number and the row that were taken last and highest.
         """
         self._handles: dict[int, Handle] = {}
         self._free: list[int] = []
         self._serial = self._highest = 0
         self.table = mmap.mmap(-1, CAPACITY * ENTRY.size) if table is None else table
+        self._words = memoryview(self.table).cast("Q")
         self.before_close: Callable[[], None] = lambda: None
         """Called before a file is closed that has transfers in flight: by its return the kernel
         must hold the file itself, since the number of its descriptor may come to mean another."""
@@ -90,13 +90,18 @@ class HandleMap:
         index = self._free.pop() if self._free else self._highest + 1
         if index >= CAPACITY:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        self._serial = self._serial + 1 & _INDEX
-        self._highest = max(self._highest, index)
-        _SERIAL.pack_into(self.table, _SERIAL_AT, self._serial, self._highest)
-        fh = self._serial << 32 | index
-        self._handles[fh] = Handle(fh, nodeid, file, flags)
-        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
+        fh = (self._serial + 1 & _INDEX) << 32 | index
+        self._enter(fh, nodeid, file, flags, traits)
         return fh
+
+    def _enter(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
+        words, index = self._words, fh & _INDEX
+        words[_SERIAL] = self._serial = fh >> 32
+        words[_HIGHEST] = self._highest = max(self._highest, index)
+        self._handles[fh] = Handle(fh, nodeid, file, flags)
+        words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
+        words[index * _WORDS + _FH] = fh
+        words[index * _WORDS + _NODEID] = nodeid
 
     def restore(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
         """Enter an open file under the ``fh`` it had. OSError EINVAL: no map gave that.
@@ -106,13 +111,12 @@ class HandleMap:
         index = fh & _INDEX
         if not 0 < index < CAPACITY or fh >> 64 or self._is_used(index):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        self._serial, self._highest = max(self._serial, fh >> 32), max(self._highest, index)
-        _SERIAL.pack_into(self.table, _SERIAL_AT, self._serial, self._highest)
-        self._handles[fh] = Handle(fh, nodeid, file, flags)
-        _OPEN.pack_into(self.table, index * ENTRY.size, file.fd, flags | traits, fh, nodeid)
+        serial = self._serial
+        self._enter(fh, nodeid, file, flags, traits)
+        self._words[_SERIAL] = self._serial = max(serial, fh >> 32)
 
     def _is_used(self, index: int) -> bool:
-        return bool(_OPEN.unpack_from(self.table, index * ENTRY.size)[3])
+        return bool(self._words[index * _WORDS + _NODEID])
 
     def find_free(self) -> None:
         """See which rows are free, once others were entered by ``restore``."""
@@ -138,23 +142,24 @@ class HandleMap:
 
         The table says so in its first row, which no handle has.
         """
-        _FLAGS.pack_into(self.table, _FLAGS_AT, LOCKED if on else 0)
+        self._words[_OPENED] = LOCKED << 32 if on else 0
 
     def set_checked(self, handle: Handle, on: bool) -> None:
         """Whether its writes are looked at (CHECKED); for a file that is FAST as long as not."""
-        at = (handle.fh & _INDEX) * ENTRY.size + _FLAGS_AT
-        (flags,) = _FLAGS.unpack_from(self.table, at)
+        at = (handle.fh & _INDEX) * _WORDS + _OPENED
+        fd, flags = self._words[at] & _INDEX, self._words[at] >> 32
         handle.flags = handle.flags | CHECKED if on else handle.flags & ~CHECKED
         flags = flags & ~FAST | CHECKED if on else flags & ~CHECKED | FAST
-        _FLAGS.pack_into(self.table, at, flags)
+        self._words[at] = fd | flags << 32
 
     def release(self, fh: int, nodeid: int) -> None:
         """Close it, as soon as no request uses it any more."""
         self.get(fh, nodeid)
-        index = fh & _INDEX
-        at = index * ENTRY.size
-        _OPEN.pack_into(self.table, at, -1, 0, 0, 0)
-        if _IN_FLIGHT.unpack_from(self.table, at + _IN_FLIGHT_AT)[0]:
+        words, index = self._words, fh & _INDEX
+        at = index * _WORDS
+        words[at + _NODEID] = words[at + _FH] = 0
+        words[at + _OPENED] = _INDEX
+        if words[at + _IN_FLIGHT] & _INDEX:
             self.before_close()
         del self._handles[fh]
         self._free.append(index)
@@ -166,9 +171,9 @@ class HandleMap:
 
     def take_up(self) -> None:
         """Enter what the table holds, as another process left it."""
-        self._serial, self._highest = _SERIAL.unpack_from(self.table, _SERIAL_AT)
+        self._serial, self._highest = self._words[_SERIAL], self._words[_HIGHEST]
         for index, (fd, flags, fh, nodeid, _in_flight) in _rows(self.table):
-            _IN_FLIGHT.pack_into(self.table, index * ENTRY.size + _IN_FLIGHT_AT, 0)
+            self._words[index * _WORDS + _IN_FLIGHT] = 0
             self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
         self.find_free()
 
@@ -180,8 +185,8 @@ def descriptors(table: memoryview) -> set[int]:
 
 def _rows(table: mmap.mmap | memoryview) -> Iterator[tuple[int, tuple[int, ...]]]:
     """The rows that count, by number."""
-    highest = _SERIAL.unpack_from(table, _SERIAL_AT)[1]
+    highest = memoryview(table).cast("Q")[_HIGHEST]
     for index in range(1, highest + 1):
         fields = ENTRY.unpack_from(table, index * ENTRY.size)[:5]
-        if fields[0] >= 0 and fields[3]:
+        if fields[3]:
             yield index, fields

@@ -19,8 +19,8 @@ ENTRY = Struct("=B5xHQ")
 VERSION = 1
 ALIGNMENT = 64
 
-_LAST_BATCH_AT, _USED_AT = 12, 14
-_U16 = Struct("=H")
+_LAST_BATCH, _USED = 6, 7
+"""Words of 2 bytes in the header. Each is stored by one instruction, wherever SIGKILL falls."""
 
 
 def region_size(queue_size: int) -> int:
@@ -45,6 +45,7 @@ class Inflight:
         if len(memory) < region_size(queue_size):
             raise ValueError("memory for requests in flight is too short")
         self.memory = memory
+        self._words = memory[: HEADER.size].cast("H")
         self.size = queue_size
         _, version, _, _, _ = HEADER.unpack_from(memory)
         if not version:
@@ -60,7 +61,7 @@ class Inflight:
         if recorded != used:
             if last < self.size:
                 self.memory[self._at(last)] = 0
-            _U16.pack_into(self.memory, _USED_AT, used)
+            self._words[_USED] = used
         taken = []
         for head in range(self.size):
             inflight, _, counter = ENTRY.unpack_from(self.memory, self._at(head))
@@ -77,12 +78,12 @@ class Inflight:
 
     def finishing(self, head: int) -> None:
         """Its used entry is written; the index is not."""
-        _U16.pack_into(self.memory, _LAST_BATCH_AT, head)
+        self._words[_LAST_BATCH] = head
 
     def finished(self, head: int, used: int) -> None:
         """The used ring's index has gone on to ``used``."""
         self.memory[self._at(head)] = 0
-        _U16.pack_into(self.memory, _USED_AT, used)
+        self._words[_USED] = used
 
     def _at(self, head: int) -> int:
         return HEADER.size + ENTRY.size * head
