@@ -1,6 +1,7 @@
 """What every test needs: root, and a way out of a system call stuck on a dead mount."""
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -21,6 +22,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             "(sudo ./bootstrap.sh test)",
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
+    # A script's job in the background has it ignored, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
