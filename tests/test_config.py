@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from uringfs import cli, config, server
+from uringfs import cli, server
+from uringfs.cli import mounting
 from uringfs.config import (
     IGNORED,
     OPPOSITES,
@@ -22,6 +23,7 @@ from uringfs.config import (
     Option,
     ServerConfig,
     build,
+    building,
     parse_o,
     settle,
 )
@@ -108,7 +110,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
             pass
 
     monkeypatch.setattr(server, "Server", Recorder)
-    monkeypatch.setattr(cli, "check", lambda source, mountpoint, _mount: (source, mountpoint))
+    monkeypatch.setattr(mounting, "check", lambda source, mountpoint, _mount: (source, mountpoint))
     return sections
 
 
@@ -341,7 +343,7 @@ def test_what_makes_no_sense_is_turned_off_and_said(
     before = Config(**given_config)
     assert settle(before) == dataclasses.replace(before, **settled)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert [record.name for record in warnings] == [config.log.name] * bool(said)
+    assert [record.name for record in warnings] == [building.log.name] * bool(said)
     assert all(record.getMessage().startswith(f"{said} is off") for record in warnings)
 
 

@@ -34,6 +34,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.__main__": ("uringfs.cli",),
     "uringfs.cli": (
         "uringfs",
+        "uringfs.cli",
         "uringfs.control",
         "uringfs.daemon",
         "uringfs.fuse.mounts",
@@ -47,6 +48,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         *SHARED,
     ),
     "uringfs.config": (
+        "uringfs.config",
         "uringfs.errors",
         "uringfs.fs.idmap",
         "uringfs.fs.xattrmap",

@@ -9,7 +9,7 @@ from uringfs.sources import option_table
 _HEAD = """\
 # Options
 
-<!-- Made by `python -m uringfs.optiondoc`; edit uringfs/config.py instead. -->
+<!-- Made by `python -m uringfs.optiondoc`; edit uringfs/config/sections.py instead. -->
 
 Every option of `uringfs mount` can be given as a flag (`--entry-timeout 1 --ro --no-pump`) or in
 the style of fstab (`-o entry_timeout=1,ro,nopump`). A flag wins over `-o`. Times are in seconds,
@@ -91,17 +91,7 @@ def markdown() -> str:
 
 def _row(row: Option) -> str:
     names = " ".join(f"`{name}`" for name in (row.name, *row.aliases))
-    return f"| {names} | {row.value or 'on, off'} | {_default(row)} | {row.help} |"
-
-
-def _default(row: Option) -> str:
-    if row.default in (None, "", ()):
-        return ""
-    if row.is_switch:
-        return "on" if row.default else "off"
-    if row.many:
-        return ",".join(row.default)
-    return str(getattr(row.default, "value", row.default))
+    return f"| {names} | {row.value or 'on, off'} | {row.shown} | {row.help} |"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from perf.targets import HP_THREADS, OTHERS, OURS, peer, select
-from uringfs.cli import _parser
+from uringfs.cli import make_parser
 
 HP = Path("/opt/passthrough_hp")
 LL = Path("/opt/passthrough_ll")
@@ -14,7 +14,7 @@ def test_our_commands_are_ones_that_uringfs_takes(name: str) -> None:
     (target,) = select([name], [])
     argv = target.argv(Path("/src"), Path("/mnt"))
     assert argv[1:3] == ["-m", "uringfs"]
-    args = _parser().parse_args(argv[3:])
+    args = make_parser().parse_args(argv[3:])
     assert (args.source, args.mountpoint) == ("/src", "/mnt")
     assert (args.entry_timeout, args.attr_timeout, args.cache_policy) == ("0", "0", "never")
     session, io = name.split("-")

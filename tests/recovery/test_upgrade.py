@@ -97,6 +97,7 @@ def test_no_request_fails(mount: Supervised, installed: Installed) -> None:
             assert not locks_elsewhere(mount.path / "locked", "lockf")
 
 
+OPTIONS_OF = "config/sections.py"
 BROKEN: dict[str, tuple[Callable[[Installed], None], str]] = {
     "does not start": (
         lambda installed: installed.change("server.py", "import asyncio", "import asyncio ("),
@@ -107,7 +108,9 @@ BROKEN: dict[str, tuple[Callable[[Installed], None], str]] = {
         "the state is of version 1, and here 99 is known",
     ),
     "knows not all options": (
-        lambda installed: installed.change("config.py", "supervise: bool", "supervised: bool"),
+        lambda installed: installed.change(
+            "config/sections.py", "supervise: bool", "supervised: bool"
+        ),
         "--supervise",
     ),
     "cannot serve": (
@@ -133,7 +136,7 @@ def test_a_broken_version_leaves_the_old_one_serving(
         file.write(b"after")
         assert os.pread(file.fileno(), 100, 0) == b"before after"
     assert mount.server == mount.child, "the first supervisor's own"
-    for name in ("server.py", "fs/state.py", "config.py", "fuse/succession.py"):
+    for name in ("server.py", "fs/state.py", OPTIONS_OF, "fuse/succession.py"):
         installed.restore(name)
     assert upgrade(mount).returncode == 0
 
