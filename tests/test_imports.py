@@ -59,6 +59,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.errands": (
         "uringfs.fs.credentials",
         "uringfs.fuse.mount",
+        "uringfs.recovery.upgrade",
         "uringfs.sandbox",
         *SHARED,
     ),

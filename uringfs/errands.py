@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from uringfs.config import MountConfig
 from uringfs.fs.credentials import groups_of
 from uringfs.fuse.mount import MountPoint, Place
+from uringfs.recovery.upgrade import complaint_of_installed
 from uringfs.sandbox.confine import settle_outside
 from uringfs.sandbox.outside import Outside, Sent
 
@@ -15,8 +18,11 @@ from uringfs.sandbox.outside import Outside, Sent
 class Errands:
     """Calls to the process that stays outside, which is made with it. A Place for a session."""
 
-    def __init__(self, mountpoint: str, mount: MountConfig, left: Sequence[Path]) -> None:
-        """``left`` are the sockets that the server leaves behind, for ``clean_up``."""
+    def __init__(
+        self, mountpoint: str, mount: MountConfig, left: Sequence[Path], origin: Any = None
+    ) -> None:
+        """``left`` are the sockets that the server leaves behind, for ``clean_up``; ``origin``
+        is how a server that is supervised was started."""
         point = MountPoint(mountpoint, mount)
 
         def clean_up() -> None:
@@ -30,6 +36,7 @@ class Errands:
                 "tune": point.tune,
                 "unmount": point.unmount,
                 "clean_up": clean_up,
+                "complaint_of_installed": partial(complaint_of_installed, origin),
             },
             quick={"groups_of": groups_of},
             prepare=settle_outside,
@@ -53,6 +60,10 @@ class Errands:
     def tune(self) -> None:
         """See :class:`MountPoint`."""
         self._outside.call("tune")
+
+    def complaint_of_installed(self) -> str:
+        """See the function of that name."""
+        return str(self._outside.call("complaint_of_installed"))
 
     def groups_of(self, pid: int) -> tuple[int, ...]:
         """The supplementary groups of a process; none if it is gone."""

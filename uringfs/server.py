@@ -38,8 +38,7 @@ from uringfs.limits import raise_nofile
 from uringfs.preflight import check_another
 from uringfs.recovery.start import supervised
 from uringfs.recovery.supervisor import HANDING_OVER, HELD_BACK, ORPHANED
-from uringfs.recovery.upgrade import check_installed
-from uringfs.sandbox.confine import confine
+from uringfs.sandbox.confine import confine, shared_namespace
 from uringfs.sources import Source, check_apart, parse_source
 
 if TYPE_CHECKING:
@@ -123,6 +122,8 @@ class Server:
         self._sources = {each.path: each for each in sources}
         self._words = list(words)
         self._state = inherited
+        kept = inherited.namespace.get() if inherited is not None else 0
+        self._namespace = kept - 1 if kept else None
         self._waited_for = waited_for
         self._pause: Callable[[float], Awaitable[None]] | None = None
         self._trees: dict[str, OwnedFd] = {}
@@ -149,6 +150,8 @@ class Server:
             self._state = State.create()
             where = {"source": self._source, "mountpoint": self._mountpoint}
             self._state.origin.set({"words": self._words, **where})
+            self._namespace = shared_namespace(self._server.sandbox, self._roots())
+            self._state.namespace.set(0 if self._namespace is None else self._namespace + 1)
         give_up = partial(unmount, self._mountpoint, lazy=True)
         with supervised(give_up, self._state, waited_for=self._waited_for):
             self._run()
@@ -163,7 +166,9 @@ class Server:
         self._limits = raise_nofile(self._server.rlimit_nofile)
         self._command = shutil.which("uringfs") or sys.argv[0]
         control = Path(self._server.control or socket_path(self._mountpoint))
-        self._errands = Errands(self._mountpoint, self._mount, [control, *self._sockets()])
+        origin = self._state.origin.get() if self._state is not None else None
+        left = [control, *self._sockets()]
+        self._errands = Errands(self._mountpoint, self._mount, left, origin)
         self._control = self._make_control(control)
         try:
             self._try_ring()
@@ -273,8 +278,9 @@ class Server:
         """Go into the sandbox. What is imported later on has to be there before: no file is."""
         _preload(self._modules)
         self._confinement = confine(
-            self._roots(), self._config, self._mount, self._server, self._carrier
-        )
+            self._roots(), self._config, self._mount, self._server, self._carrier,
+            self._namespace,
+        )  # fmt: skip
         if self._ring or self._spare_ring:
             self._confinement.said.append(
                 "io_uring: what is put on it passes seccomp by; "
@@ -508,8 +514,12 @@ class Server:
             raise UserError(Exit.FAILED, "not supervised: mount with --supervise to upgrade in use")
         if not state.supervisor.get():
             raise UserError(Exit.FAILED, "its supervisor ended, nobody could take over")
-        await check_installed(state)
         loop = asyncio.get_running_loop()
+        complaint = await loop.run_in_executor(None, self._errands.complaint_of_installed)
+        if complaint:
+            raise UserError(
+                Exit.FAILED, f"the installed version cannot go on, so this one does: {complaint}"
+            )
         loop.call_later(ANSWER_S, lambda: loop.create_task(self._hand_over(state)))
         return self._status(None)
 

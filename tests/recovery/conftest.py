@@ -141,6 +141,19 @@ def kind() -> tuple[str, ...]:
 
 
 @pytest.fixture
+def shared_source(tmp_path: Path) -> Generator[Path]:
+    """Of a mount of its own, which is shared, as systemd has every mount."""
+    path = fresh(tmp_path, "shared")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True, timeout=30)
+    subprocess.run(["mount", "--make-shared", path], check=True, timeout=30)
+    try:
+        (path / "source").mkdir()
+        yield path / "source"
+    finally:
+        subprocess.run(["umount", "-R", "-l", path], check=True, timeout=30)
+
+
+@pytest.fixture
 def new_supervised(kind: tuple[str, ...], tmp_path: Path) -> Generator[NewSupervised]:
     made: list[Supervised] = []
 

@@ -70,8 +70,9 @@ def test_inodes_by_file_handle(new_supervised: NewSupervised, how: str) -> None:
         os.close(directory)
 
 
-def test_inode_numbers_stay(new_supervised: NewSupervised, tmp_path: Path) -> None:
-    mount = new_supervised("--use-host-ino", "--entry-timeout=0", "--attr-timeout=0")
+def test_inode_numbers_stay(new_supervised: NewSupervised, shared_source: Path) -> None:
+    flags = ("--use-host-ino", "--entry-timeout=0", "--attr-timeout=0")
+    mount = new_supervised(*flags, source=shared_source)
     (mount.path / "file").touch()
     other = mount.source / "other"
     other.mkdir()

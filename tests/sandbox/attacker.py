@@ -20,7 +20,7 @@ from typing import Any
 from uringfs.config import Config, MountConfig, ServerConfig
 from uringfs.fs import syscalls
 from uringfs.sandbox import kernel
-from uringfs.sandbox.confine import Confinement, confine
+from uringfs.sandbox.confine import Confinement, confine, shared_namespace
 
 PTRACE_ATTACH = 16
 PROCESS_VM_READV = 310 if os.uname().machine == "x86_64" else 270
@@ -50,8 +50,9 @@ class Attacker:
         server = ServerConfig(**options.get("server", {}))
         roots = {self.source: options.get("ro", False)}
         mount = MountConfig(ro=options.get("ro", False))
+        namespace = shared_namespace(server.sandbox, roots) if server.supervise else None
         self.confinement: Confinement = confine(
-            roots, config, mount, server, options.get("carrier", "dev")
+            roots, config, mount, server, options.get("carrier", "dev"), namespace
         )
         self.root = os.open(self.confinement.inside[self.source], os.O_RDONLY | os.O_DIRECTORY)
 

@@ -58,6 +58,13 @@ def test_without_the_filter(tmp_path: Path, attempt: str) -> None:
     assert said.startswith("held [Errno "), said
 
 
+@pytest.mark.parametrize("attempt", sorted(FENCED_BY_NAMES))
+def test_in_a_namespace_that_servers_share(tmp_path: Path, attempt: str) -> None:
+    status, said = attack(tmp_path, attempt, server={"seccomp": "none", "supervise": True})
+    assert status == 0
+    assert said.startswith("held [Errno "), said
+
+
 @pytest.mark.parametrize("attempt", sorted(FENCED_BY_FILTER))
 def test_without_the_sandbox(tmp_path: Path, attempt: str) -> None:
     status, said = attack(tmp_path, attempt, server={"sandbox": "none", "seccomp": "kill"})

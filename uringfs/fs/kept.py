@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from struct import Struct
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
@@ -21,7 +20,8 @@ from uringfs.fs.types import OwnedFd, Statx
 
 _FD_AT = 16
 _HANDLE_AT = INODE.size - 1 - MAX_HANDLE
-_FD = Struct("=i")
+_NO_FD = 0xFFFFFFFF
+"""Or-ed to the word of descriptor and mode: -1, and the same mode."""
 _NODEIDS_AHEAD = 1 << 20
 """Node ids that are taken at once, so that not each has to be noted."""
 
@@ -132,7 +132,8 @@ class KeptInodeMap(InodeMap):
     def _give_up(self, inode: Inode, handle: FileHandle) -> None:
         row = self._rows[inode.nodeid]
         self._kept.patch(row, _HANDLE_AT, bytes((len(handle),)) + handle)
-        self._kept.patch(row, _FD_AT, _FD.pack(-1))
+        opened = self._kept.word(row, _FD_AT)
+        opened.set(opened.get() | _NO_FD)
         super()._give_up(inode, handle)
 
     def _remove(self, inode: Inode) -> None:

@@ -7,8 +7,8 @@ table that supervisor and server share, so they keep their numbers and cost noth
 
 The memory is valid at every instruction, wherever SIGKILL falls. Each row begins with a word that
 says whether it counts; it is written last when a row is entered, and first when it is taken away.
-Such a word is stored by one instruction. What a row says of a descriptor is entered after it was
-opened and taken away before it is closed.
+Whatever changes in a row in use is a word, stored by one instruction. What a row says of a
+descriptor is entered after it was opened and taken away before it is closed.
 
 The format has a version. A successor reads what the version before it wrote; see ``attach``.
 """
@@ -93,8 +93,12 @@ class Rows:
         """Set the first word of a row in use, to something other than 0."""
         self._words[at * self._step] = value
 
+    def word(self, at: int, offset: int) -> Word:
+        """A word of 8 bytes of a row in use: ``offset`` is in the layout, and a multiple of 8."""
+        return Word(self._words, at * self._step + 1 + offset // 8)
+
     def patch(self, at: int, offset: int, data: bytes) -> None:
-        """Overwrite bytes of a row in use."""
+        """Overwrite bytes of a row in use that mean nothing at the moment."""
         start = at * self._size + 8 + offset
         self._memory[start : start + len(data)] = data
 
@@ -197,6 +201,8 @@ class State:
         self.mounts = Rows(region(MOUNTS * (8 + MOUNT.size)), MOUNT, high_water[2])
         self.numbers = Rows(region(NUMBERS * (8 + NUMBER.size)), NUMBER, high_water[3])
         self.journal = region(RECORDS * RECORD.size)
+        self.namespace = word()
+        """The descriptor of the namespace that the servers are in, and 1; 0: of no own."""
 
     @classmethod
     def create(cls) -> State:

@@ -80,7 +80,8 @@ class Journal:
 
     def _read(self) -> dict[int, Past]:
         past: dict[int, Past] = defaultdict(Past)
-        for number in range(max(0, self._count - self._capacity), self._count):
+        # Not the oldest of a full ring: the next was perhaps being written in its place.
+        for number in range(max(0, self._count - self._capacity + 1), self._count):
             at = number % self._capacity * RECORD.size
             unique, told, value = RECORD.unpack_from(self._memory, at)
             past[unique].tell(told, value)

@@ -62,6 +62,12 @@ class Supervisor:
         files = state.descriptors() | descriptors(state.handles)
         self.own = open_descriptors() - files
         """Descriptors that are neither the mount's nor a server's."""
+        self._origin, self._namespace = state.origin.get(), state.namespace.get()
+
+    def vouch(self) -> None:
+        """Say anew how servers are started: one that somebody had taken over could write there."""
+        self.state.origin.set(self._origin)
+        self.state.namespace.set(self._namespace)
 
     def supervise(self) -> None:
         """Return in a server. UserError where the kernel cannot share descriptors."""
@@ -71,6 +77,7 @@ class Supervisor:
         inherited = self.state.lives.get() or None
         while True:
             lives = self.state.lives.get()
+            self.vouch()
             self.state.supervisor.set(os.getpid())
             self.state.starts.set(self.state.starts.get() + 1)
             child = self._clone()

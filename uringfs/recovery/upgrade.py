@@ -9,12 +9,13 @@ else may be waiting for.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 from uringfs.errors import Exit, UserError
 from uringfs.fs.handles import descriptors
@@ -32,31 +33,35 @@ REPLACED = 76
 """Exit status of a supervisor that another has replaced, for the one that waits for both."""
 
 
-def command(state: State, *flags: str) -> list[str]:
-    """What starts the version that is installed now, to go on with ``state``.
+def command(state: int, *flags: str) -> list[str]:
+    """What starts the version that is installed now, to go on with that descriptor of a state.
 
     ``-P``: not one that lies in the current directory by chance.
     """
-    return [sys.executable, "-P", "-m", "uringfs", "resume", *flags, str(state.fd)]
+    return [sys.executable, "-P", "-m", "uringfs", "resume", *flags, str(state)]
 
 
-async def check_installed(state: State) -> None:
-    """Have the installed version look whether it could go on; UserError where it could not."""
-    process = await asyncio.create_subprocess_exec(
-        *command(state, "--check"), pass_fds=(state.fd,),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+def complaint_of_installed(origin: Any) -> str:
+    """Have the installed version look whether it could go on from ``origin``: why not, or nothing.
+
+    For where programs can be run, which a server in its sandbox cannot; with a state of its own,
+    so that nothing in here depends on what such a server may have written.
+    """
+    state = State.create()
+    state.origin.set(origin)
     try:
-        _, complaint = await asyncio.wait_for(process.communicate(), PATIENCE_S)
-    except TimeoutError:
-        process.kill()
-        complaint = b"it took too long to start"
-    if process.returncode:
-        last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
-        raise UserError(
-            Exit.FAILED, f"the installed version cannot go on, so this one does: {last}"
-        )
+        done = subprocess.run(
+            command(state.fd, "--check"),
+            pass_fds=(state.fd,), timeout=PATIENCE_S, check=False, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "it took too long to start"
+    finally:
+        os.close(state.fd)
+    if not done.returncode:
+        return ""
+    return done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
 
 
 def inherit(fd: int) -> State:
@@ -69,7 +74,8 @@ def inherit(fd: int) -> State:
         state = State.attach(fd)
     except (OSError, ValueError) as exc:
         raise UserError(Exit.FAILED, f"cannot go on with what is there: {exc}") from exc
-    known = {0, 1, 2, fd, *state.descriptors(), *descriptors(state.handles)}
+    known = {0, 1, 2, fd, state.namespace.get() - 1}
+    known |= state.descriptors() | descriptors(state.handles)
     for each in inherited - known:
         os.close(each)
     for each in inherited & known - {0, 1, 2}:
@@ -81,6 +87,7 @@ def hand_over(supervisor: Supervisor) -> int | None:
     """Have the installed version supervise: its exit status in the end; None if it cannot."""
     state = supervisor.state
     lives = state.lives.get()
+    supervisor.vouch()
     adopt_orphans()
     child = os.fork()
     if child == 0:
@@ -101,7 +108,7 @@ def _run_installed(state: State, waited_for: bool) -> None:
     try:
         for fd in open_descriptors():
             os.set_inheritable(fd, True)
-        words = command(state, "--waited-for")
+        words = command(state.fd, "--waited-for")
         os.execv(words[0], words)
     finally:
         os._exit(Exit.FAILED)

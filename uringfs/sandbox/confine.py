@@ -7,9 +7,10 @@ import faulthandler
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from uringfs.config import Config, MountConfig, ServerConfig
 from uringfs.errors import Exit, UserError
@@ -24,9 +25,16 @@ from uringfs.sandbox.capabilities import (
     no_traces,
 )
 from uringfs.sandbox.names import NUMBERS
-from uringfs.sandbox.namespace import enter_chroot, enter_namespace
+from uringfs.sandbox.namespace import (
+    enter_chroot,
+    enter_made,
+    enter_namespace,
+    make_namespace,
+)
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 UNPRIVILEGED = (
     "acting as the callers (what is made belongs to user {uid}), other users unless "
@@ -60,24 +68,23 @@ def confine(
     mount: MountConfig,
     server: ServerConfig,
     carrier: str,
+    namespace: int | None = None,
 ) -> Confinement:
     """Go into the sandbox that is asked for, or that can be had, and keep what the options need.
 
     ``sources`` are directories, and whether they are to be read-only; ``carrier`` is dev, pyfuse3
-    or vhost.
+    or vhost; ``namespace`` is what ``shared_namespace`` gave, for a server that is supervised.
 
     Must be called by the only thread, before the server serves; no io_uring can be made
     afterwards. UserError for what was asked for and cannot be had.
     """
     kind, action = server.sandbox, server.seccomp
-    if server.supervise:
-        if kind in ("namespace", "chroot"):
-            raise UserError(Exit.USAGE, f"sandbox={kind}: not with supervise; take sandbox=none")
-        # A successor goes on with descriptors that lead out of any root but the first one's.
-        kind = "none"
+    if server.supervise and kind != "chroot":
+        # Not one of its own: the descriptors that a successor goes on with are of the first one's.
+        kind = "none" if namespace is None else "namespace"
     library = _load_seccomp(action)
     capabilities = kept_capabilities(config, mount, server, carrier)
-    confinement = _enter(kind, sources)
+    confinement = _enter(kind, sources, namespace)
     if os.geteuid() == 0:
         kept = drop_all_but(capabilities)
         confinement.said.append(f"capabilities kept: {' '.join(kept) or 'none'}")
@@ -129,30 +136,57 @@ def _filter(library: Any, action: str, features: Sequence[str]) -> int:
         raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
 
 
-def _enter(kind: str | None, sources: Mapping[str, bool]) -> Confinement:
+def shared_namespace(kind: str | None, sources: Mapping[str, bool]) -> int | None:
+    """A descriptor of a sandbox for servers that follow each other.
+
+    None where there is to be none. UserError as of ``confine``.
+    """
+    if kind in ("none", "chroot") or (kind is None and os.geteuid() != 0):
+        return None
+    _check_is_root(kind)
+    return _have(kind, partial(make_namespace, sources))
+
+
+def _enter(
+    kind: str | None, sources: Mapping[str, bool], namespace: int | None = None
+) -> Confinement:
     everywhere = {path: path for path in sources}
+    _check_is_root(kind)
     if os.geteuid() != 0:
-        if kind in ("namespace", "chroot"):
-            raise UserError(Exit.USAGE, f"sandbox={kind}: needs root; take sandbox=none")
         said = f"not root, so not possible: {UNPRIVILEGED.format(uid=os.geteuid())}"
         return Confinement("none", everywhere, [said])
     if kind == "none":
         return Confinement("none", everywhere)
+    if kind == "chroot":
+        inside = _have(kind, partial(enter_chroot, list(sources)))
+    elif namespace is None:
+        inside = _have(kind, partial(enter_namespace, sources))
+    else:
+        inside = _have(kind, partial(enter_made, namespace, sources))
+    if inside is None:
+        return Confinement("none", everywhere)
+    kind = kind or "namespace"
+    return Confinement(kind, inside, [f"sandbox: {kind}, with nothing but the source in it"])
+
+
+def _check_is_root(kind: str | None) -> None:
+    if kind in ("namespace", "chroot") and os.geteuid() != 0:
+        raise UserError(Exit.USAGE, f"sandbox={kind}: needs root; take sandbox=none")
+
+
+def _have(kind: str | None, make: Callable[[], T]) -> T | None:
+    """None where it cannot be had and need not be."""
     try:
-        if kind == "chroot":
-            inside = enter_chroot(list(sources))
-        else:
+        if kind != "chroot":
             _check_may_unshare()
-            inside = enter_namespace(sources)
+        return make()
     except OSError as exc:
         if kind is not None:
             raise UserError(
                 Exit.FAILED, f"sandbox={kind}: cannot be had here: {exc.strerror}"
             ) from exc
         log.warning("going on without a sandbox, which cannot be had here: %s", exc.strerror)
-        return Confinement("none", everywhere)
-    kind = kind or "namespace"
-    return Confinement(kind, inside, [f"sandbox: {kind}, with nothing but the source in it"])
+        return None
 
 
 def _check_may_unshare() -> None:

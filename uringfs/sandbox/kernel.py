@@ -55,6 +55,11 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags))
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2); os.setns has it from Python 3.12 on."""
+    _checked(_libc.setns(fd, kind))
+
+
 def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
     """mount(2)."""
     words = (os.fsencode(source), os.fsencode(target), fstype.encode())

@@ -7,11 +7,14 @@ which is how a file is reached that is known by one. Nothing of any other proces
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import NoReturn
 
 from uringfs.fs.core import reach_from_working_directory
 from uringfs.sandbox import kernel
@@ -43,27 +46,77 @@ def enter_namespace(sources: Mapping[str, bool]) -> dict[str, str]:
     Must be called by the only thread. OSError where the kernel refuses: EPERM without
     CAP_SYS_ADMIN, EINVAL on a root that cannot be left (initramfs), ENOSYS before Linux 5.2.
     """
+    with ExitStack() as trees:
+        proc = _own_proc(trees)
+        _become_root_of(sources)
+        _show(proc)
+    return _places(sources)
+
+
+def make_namespace(sources: Mapping[str, bool]) -> int:
+    """A descriptor of a namespace with the sources in it, for processes to enter one by one.
+
+    Its mounts stay the same for all of them. OSError as above; this process stays where it is.
+    """
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        _stay_inside(sources, theirs)
+    theirs.close()
+    try:
+        with ours:
+            code = ours.recv(1)
+            if code != b"\0":
+                number = code[0] if code else errno.EIO
+                raise OSError(number, os.strerror(number))
+            return os.open(f"/proc/{child}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.waitpid(child, 0)
+
+
+def _stay_inside(sources: Mapping[str, bool], parent: socket.socket) -> NoReturn:
+    """In a child: make the namespace, and keep it until it is open elsewhere."""
+    code = errno.EIO
+    try:
+        _become_root_of(sources)
+        code = 0
+    except OSError as exc:
+        code = exc.errno or code
+    finally:
+        parent.send(bytes([code]))
+        parent.recv(1)
+        os._exit(0)
+
+
+def enter_made(namespace: int, sources: Mapping[str, bool]) -> dict[str, str]:
+    """Go where ``make_namespace`` was told to have them; only one process at a time is there."""
+    with ExitStack() as trees:
+        proc = _own_proc(trees)
+        kernel.setns(namespace, kernel.CLONE_NEWNS)
+        for name in proc:
+            with contextlib.suppress(OSError):  # the first to come has nobody before it
+                kernel.umount(f"/proc/self/{name}", kernel.MNT_DETACH)
+        _show(proc)
+    return _places(sources)
+
+
+def _become_root_of(sources: Mapping[str, bool]) -> None:
     kernel.unshare(kernel.CLONE_NEWNS)
     # What is mounted outside later on below a source is to be seen, but nothing seen from there.
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
     with ExitStack() as trees:
-
-        def copy(path: str) -> int:
-            tree = kernel.open_tree(path)
-            trees.callback(os.close, tree)
-            return tree
-
-        copies = {source: copy(source) for source in sources}
+        copies = {source: _copy(source, trees) for source in sources}
         for source, tree in copies.items():
             _harden(tree, sources[source])
-        proc = {name: copy(f"/proc/self/{name}") for name in OWN_PROC if _is_there(name)}
         # Any directory would do; it is covered in this namespace alone, and left behind with it.
         base = next((source for source in sources if source != "/"), "/dev")
         flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        names = [name for name in OWN_PROC if _is_there(name)]
         kernel.mount("uringfs", base, "tmpfs", flags, "size=64k,mode=755")
         try:
             os.chdir(base)
-            inside = _furnish(copies, proc)
+            _furnish(copies, names)
             kernel.mount("", ".", "", flags | kernel.MS_REMOUNT | kernel.MS_RDONLY)
             kernel.pivot_root(".", ".")
         except OSError:
@@ -73,7 +126,17 @@ def enter_namespace(sources: Mapping[str, bool]) -> dict[str, str]:
     # The old root is now mounted over the new one (pivot_root(2), "pivot_root(".", ".")").
     kernel.umount(".", kernel.MNT_DETACH)
     os.chdir("/")
-    return inside
+
+
+def _copy(path: str, trees: ExitStack) -> int:
+    tree = kernel.open_tree(path)
+    trees.callback(os.close, tree)
+    return tree
+
+
+def _own_proc(trees: ExitStack) -> dict[str, int]:
+    """What this process may see of itself, to be mounted."""
+    return {name: _copy(f"/proc/self/{name}", trees) for name in OWN_PROC if _is_there(name)}
 
 
 def _is_there(name: str) -> bool:
@@ -91,25 +154,35 @@ def _harden(tree: int, read_only: bool) -> None:
         log.info("the source's mount keeps its options: %s", exc.strerror)
 
 
-def _furnish(copies: Mapping[str, int], proc: Mapping[str, int]) -> dict[str, str]:
-    """Mount everything below the working directory."""
-    for name, tree in proc.items():
+def _furnish(copies: Mapping[str, int], proc: Sequence[str]) -> None:
+    """Mount the sources below the working directory, and make what ``_show`` mounts upon."""
+    os.makedirs("proc/self")
+    for name in proc:
         path = f"proc/self/{name}"
-        os.makedirs("proc/self", exist_ok=True)
         if name in ("fd", "fdinfo"):
             os.mkdir(path)
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o444))
+    for source, path in _places(copies).items():
+        os.makedirs(f".{path}")
+        kernel.move_mount(copies[source], f".{path}")
+
+
+def _show(proc: Mapping[str, int]) -> None:
+    for name, tree in proc.items():
+        path = f"/proc/self/{name}"
         kernel.move_mount(tree, path)
+        kernel.mount("", path, "", kernel.MS_SLAVE)
+
+
+def _places(sources: Iterable[str]) -> dict[str, str]:
+    """Where each source is inside: where it was, as far as can be, so that the paths in
+    /proc/PID/fd mean something to others."""
     inside: dict[str, str] = {}
-    for index, (source, tree) in enumerate(copies.items()):
-        # Where it was, as far as can be: so the paths in /proc/PID/fd mean something to others.
+    for index, source in enumerate(sources):
         taken = ("/proc", *inside.values())
         apart = source != "/" and not any(_overlap(source, other) for other in taken)
-        path = source if apart else f"/source/{index}"
-        os.makedirs(f".{path}")
-        kernel.move_mount(tree, f".{path}")
-        inside[source] = path
+        inside[source] = source if apart else f"/source/{index}"
     return inside
 
 
