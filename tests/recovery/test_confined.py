@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import server_command, uringfs
+from tests.mount.harness import server_command, uringfs, wait_until
 from tests.mount.test_sandbox import field
-from tests.recovery.conftest import NewSupervised
+from tests.recovery.conftest import NewSupervised, Supervised
 from uringfs.config import MountConfig
 from uringfs.errors import Exit
 from uringfs.fs.state import State
@@ -73,6 +74,29 @@ def test_what_a_server_says_of_its_start_does_not_count(new_supervised: NewSuper
     assert state.namespace.get() > 0
     assert seen_of(mounted.server) == before
     os.close(fd)
+
+
+def test_started_in_a_chroot(tmp_path: Path) -> None:
+    """There setns(2) leads to the root above it, and not where the sandbox would be."""
+    machine = fresh(tmp_path, "machine")
+    subprocess.run(["mount", "--rbind", "/", machine], check=True, timeout=30)
+    subprocess.run(["mount", "--make-rprivate", machine], check=True, timeout=30)
+    try:
+        mounted = Supervised(
+            fresh(tmp_path, "source"), fresh(tmp_path, "mnt"), tmp_path / "log", ("--supervise",),
+            partial(os.chroot, machine),
+        )  # fmt: skip
+        try:
+            wait_until(lambda: "stop it with" in mounted.log(), "the mount to be live")
+            for _ in range(2):
+                names = os.listdir(f"/proc/{mounted.child}/root")
+                assert sorted(names) == sorted({"proc", mounted.source.parts[1]})
+                mounted.kill_server()
+        finally:
+            mounted.process.terminate()
+            assert mounted.wait_end() == 0
+    finally:
+        subprocess.run(["umount", "-R", "-l", machine], check=True, timeout=30)
 
 
 def test_without_namespaces(new_supervised: NewSupervised) -> None:

@@ -103,29 +103,55 @@ def enter_made(namespace: int, sources: Mapping[str, bool]) -> dict[str, str]:
 
 def _become_root_of(sources: Mapping[str, bool]) -> None:
     kernel.unshare(kernel.CLONE_NEWNS)
-    # What is mounted outside later on below a source is to be seen, but nothing seen from there.
-    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
+    _see_but_show_nothing()
     with ExitStack() as trees:
         copies = {source: _copy(source, trees) for source in sources}
         for source, tree in copies.items():
             _harden(tree, sources[source])
-        # Any directory would do; it is covered in this namespace alone, and left behind with it.
-        base = next((source for source in sources if source != "/"), "/dev")
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
         names = [name for name in OWN_PROC if _is_there(name)]
-        kernel.mount("uringfs", base, "tmpfs", flags, "size=64k,mode=755")
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        trees.callback(os.close, root)
         try:
-            os.chdir(base)
-            _furnish(copies, names)
-            kernel.mount("", ".", "", flags | kernel.MS_REMOUNT | kernel.MS_RDONLY)
-            kernel.pivot_root(".", ".")
+            _climb_to_the_top()
+            _pivot(copies, names)
         except OSError:
-            os.chdir("/")
-            kernel.umount(base, kernel.MNT_DETACH)
+            os.fchdir(root)
+            os.chroot(".")
             raise
+
+
+def _pivot(copies: Mapping[str, int], proc: Sequence[str]) -> None:
+    # Any directory would do; it is covered in this namespace alone, and left behind with it.
+    base = "/proc"
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("uringfs", base, "tmpfs", flags, "size=64k,mode=755")
+    try:
+        os.chdir(base)
+        _furnish(copies, proc)
+        kernel.mount("", ".", "", flags | kernel.MS_REMOUNT | kernel.MS_RDONLY)
+        kernel.pivot_root(".", ".")
+    except OSError:
+        os.chdir("/")
+        kernel.umount(base, kernel.MNT_DETACH)
+        raise
     # The old root is now mounted over the new one (pivot_root(2), "pivot_root(".", ".")").
     kernel.umount(".", kernel.MNT_DETACH)
     os.chdir("/")
+
+
+def _see_but_show_nothing() -> None:
+    """What is mounted outside later on below a source is seen in here; nothing of ours there."""
+    kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
+
+
+def _climb_to_the_top() -> None:
+    """To where setns(2) leads: the root of the namespace, also out of a chroot(2)."""
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kernel.setns(own, kernel.CLONE_NEWNS)
+    finally:
+        os.close(own)
+    _see_but_show_nothing()
 
 
 def _copy(path: str, trees: ExitStack) -> int:
