@@ -32,6 +32,7 @@ FUSE = ("uringfs.fuse", *OPERATIONS, *SHARED)
 INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs": (),
     "uringfs.__main__": ("uringfs.cli",),
+    "uringfs.backends": ("uringfs.fs", "uringfs.ring", *SHARED),
     "uringfs.cli": (
         "uringfs",
         "uringfs.cli",
@@ -71,14 +72,22 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.preflight": ("uringfs.fs.syscalls", "uringfs.fuse.mounts", *SHARED),
     "uringfs.server": (
         "uringfs",
+        "uringfs.backends",
         "uringfs.control",
         "uringfs.errands",
         "uringfs.fs",
         "uringfs.fuse",
         "uringfs.limits",
-        "uringfs.preflight",
         "uringfs.recovery",
         "uringfs.ring",
+        "uringfs.sandbox",
+        "uringfs.shown",
+        "uringfs.sources",
+        *SHARED,
+    ),
+    "uringfs.shown": (
+        "uringfs.fs",
+        "uringfs.preflight",
         "uringfs.sandbox",
         "uringfs.sources",
         *SHARED,
