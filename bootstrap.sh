@@ -195,15 +195,24 @@ run_tests() { # pytest argument...
     cd "$ROOT"
     [ $# -eq 0 ] || exec "$VENV/bin/python" -m pytest "$@"
 
-    local own envs=lint,types,sanitize version failed=''
+    local own envs=lint,types,sanitize version failed='' said checks
     own=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in "${PYTHONS[@]}"; do
         # The whole suite runs on our own interpreter below, the quick part on the others.
         [ "$version" = "$own" ] || envs+=,py${version/./}
     done
-    PATH=$PATH$(pyenv_path) "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' ||
-        failed='a check of tox failed, see above'
-    "$VENV/bin/python" -m pytest || failed=${failed:-the tests failed}
+    # Side by side, or it takes longer than anybody waits. tox is heard when the suite is through.
+    said=$(mktemp)
+    PATH=$PATH$(pyenv_path) "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' \
+        >"$said" 2>&1 &
+    checks=$!
+    trap 'kill "$checks" 2>/dev/null' EXIT
+    "$VENV/bin/python" -m pytest || failed='the tests failed'
+    say "waiting for tox"
+    wait "$checks" || failed=${failed:-a check of tox failed, see above}
+    trap - EXIT
+    cat "$said"
+    rm "$said"
     hand_back
     [ -z "$failed" ] || die "$failed"
 }
