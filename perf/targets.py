@@ -2,7 +2,8 @@
 
 Nothing cached means, in each one's own words:
 
-- uringfs: entry_timeout and attr_timeout 0, cache_policy never (``FOPEN_DIRECT_IO``).
+- uringfs: entry_timeout and attr_timeout 0, cache_policy never (``FOPEN_DIRECT_IO``). Without
+  kernel passthrough, or no data would come to it; but for the target that is named after that.
 - passthrough_hp: ``--nocache`` (timeouts 0, no writeback cache) and ``--direct-io``
   (``FOPEN_DIRECT_IO``). ``--nopassthrough`` besides: with the kernel's own passthrough no data
   would come to the daemon at all.
@@ -27,6 +28,9 @@ OURS = tuple(f"{session}-{io}" for session in SESSIONS for io in IO)
 UNPUMPED = "dev-unpumped"
 """dev-async with its data path in Python: what the pump has to be worth its C beside. Measured
 only by name."""
+PASSED = "dev-passed"
+"""dev-async with ``--kernel-passthrough=auto``. Measured only by name."""
+BY_NAME = (UNPUMPED, PASSED)
 RING = "ring"
 """Ours where no file system is mounted: see ``ring/``."""
 VHOST = ("vhost-async", "vhost-sync")
@@ -50,8 +54,9 @@ def native() -> Target:
 def ours(name: str) -> Target:
     """uringfs, from the interpreter that runs this."""
     session, _, io = name.partition("-")
-    how = ("--async-io", "--no-pump") if name == UNPUMPED else (IO[io],)
-    server = ("--session", session, *how, "--log-level", "warning")
+    passed = "auto" if name == PASSED else "off"
+    how = {UNPUMPED: ("--async-io", "--no-pump"), PASSED: ("--async-io",)}.get(name) or (IO[io],)
+    server = ("--session", session, "--kernel-passthrough", passed, *how, "--log-level", "warning")
     command = (sys.executable, "-m", "uringfs", "mount", *server, *_UNCACHED, *_PLACES)
     return Target(name, command, name)
 
@@ -96,7 +101,7 @@ def peer(text: str) -> Target:
     """A peer of the user's, from ``NAME=COMMAND``. ValueError if that is not what it is."""
     name, _, command = text.partition("=")
     words = tuple(shlex.split(command))
-    taken = {*NAMES, UNPUMPED}
+    taken = {*NAMES, *BY_NAME}
     if not name or name in taken or not all(place in command for place in _PLACES):
         raise ValueError(
             f"{text!r} is not NAME=COMMAND with {{source}} and {{mountpoint}} in the command, "
@@ -117,7 +122,7 @@ def select(
     for name in chosen:
         if name == NATIVE:
             targets.append(native())
-        elif name in (*OURS, UNPUMPED):
+        elif name in (*OURS, *BY_NAME):
             targets.append(ours(name))
         elif name.partition("-")[0] == HP:
             targets += _hp(name, hp)

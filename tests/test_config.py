@@ -47,6 +47,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "max_inodes": ("0", 0),
     "session": ("pyfuse3", "pyfuse3"),
     "ring_entries": ("64", 64),
+    "kernel_passthrough": ("on", "on"),
+    "fuse_uring": ("off", "off"),
     "busy_poll_us": ("0", 0),
     "thread_pool_size": ("256", 256),
     "rlimit_nofile": ("0", 0),

@@ -48,6 +48,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.vhost_server",
         *SHARED,
     ),
+    "uringfs.choices": ("uringfs.sandbox", *SHARED),
     "uringfs.config": (
         "uringfs.config",
         "uringfs.errors",
@@ -59,6 +60,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.daemon": (),
     "uringfs.errands": (
         "uringfs.fs.credentials",
+        "uringfs.fuse.backing",
         "uringfs.fuse.mount",
         "uringfs.recovery.upgrade",
         "uringfs.sandbox",
@@ -73,6 +75,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.server": (
         "uringfs",
         "uringfs.backends",
+        "uringfs.choices",
         "uringfs.control",
         "uringfs.errands",
         "uringfs.fs",

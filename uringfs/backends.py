@@ -24,7 +24,8 @@ log = logging.getLogger("uringfs")
 class Backends:
     """Each is made at its first use and kept, since requests may be under way on it."""
 
-    def __init__(self, server: ServerConfig) -> None:
+    def __init__(self, server: ServerConfig, *, commands: bool = False) -> None:
+        """``commands``: the ring has room for those of FUSE over io_uring."""
         self.ring: Ring | None = None
         """What data moves on, as soon as it does."""
         self.refused = "--no-async-io"
@@ -32,6 +33,7 @@ class Backends:
         self.opcodes: frozenset[int] = frozenset()
         """What the ring takes, and no other."""
         self._server = server
+        self._commands = commands
         self._spare: Ring | None = None
         self._sync: FileIO | None = None
         self._async: RingFileIO | None = None
@@ -57,13 +59,16 @@ class Backends:
         try:
             from uringfs.fs import io_ring
             from uringfs.ring import Ring, RingUnavailable, loop, pump, virtqueue
+            from uringfs.ring.uapi import Op
         except ImportError as exc:
             self.refused = f"the package was installed without its compiled module: {exc}"
             raise UserError(Exit.IO_URING, self.refused) from exc
         try:
             parts = (io_ring, loop, pump, virtqueue)
             self.opcodes = frozenset[int]().union(*(part.OPCODES for part in parts))
-            ring = Ring(self._server.ring_entries, opcodes=self.opcodes)
+            if self._commands:
+                self.opcodes |= {Op.URING_CMD}
+            ring = Ring(self._server.ring_entries, opcodes=self.opcodes, wide=self._commands)
             if state is not None:
                 life = state.open_life()
                 ring.files.register(life)

@@ -9,6 +9,7 @@ from typing import Any
 
 from uringfs.config import MountConfig
 from uringfs.fs.credentials import groups_of
+from uringfs.fuse.backing import register, unregister
 from uringfs.fuse.mount import MountPoint, Place
 from uringfs.recovery.upgrade import complaint_of_installed
 from uringfs.sandbox.confine import settle_outside
@@ -38,7 +39,7 @@ class Errands:
                 "clean_up": clean_up,
                 "complaint_of_installed": partial(complaint_of_installed, origin),
             },
-            quick={"groups_of": groups_of},
+            quick={"groups_of": groups_of, "register": register, "unregister": unregister},
             prepare=settle_outside,
         )
         # A descriptor that was handed on is here, and there is nothing to be done outside for it.
@@ -68,6 +69,16 @@ class Errands:
     def groups_of(self, pid: int) -> tuple[int, ...]:
         """The supplementary groups of a process; none if it is gone."""
         return tuple(self._outside.call("groups_of", pid=pid))
+
+    def register(self, device: int, fd: int) -> int:
+        """See :func:`uringfs.fuse.backing.register`."""
+        backing: int = self._outside.call("register", fds=(device, fd))
+        return backing
+
+    def unregister(self, device: int, backing: int) -> int:
+        """See :func:`uringfs.fuse.backing.unregister`."""
+        self._outside.tell("unregister", fds=(device,), backing=backing)
+        return 0
 
     def clean_up(self) -> None:
         """Remove the server's sockets."""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from uringfs import __version__
 from uringfs.backends import Backends
+from uringfs.choices import Chosen, choose, possible_cpus, wants_commands
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
 from uringfs.control import ControlServer, socket_path
 from uringfs.errands import Errands
 from uringfs.errors import Exit, UserError
 from uringfs.fs import credentials
+from uringfs.fs.backings import Backings
 from uringfs.fs.io import FileIO
 from uringfs.fs.kept import keep
 from uringfs.fs.layers import new_passthrough
@@ -29,10 +31,12 @@ from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import State
 from uringfs.fs.types import Stale
 from uringfs.fs.vfs import Vfs
+from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.mounts import unmount
 from uringfs.limits import raise_nofile
 from uringfs.recovery.lives import Life
 from uringfs.recovery.start import supervised
+from uringfs.sandbox.capabilities import has_capability
 from uringfs.sandbox.confine import confine, shared_namespace
 from uringfs.shown import Shown
 from uringfs.sources import Source
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
     from uringfs.ring import Ring
 
 log = logging.getLogger("uringfs")
+
+WORTH_AN_ERRAND = 256 << 10
+"""Bytes of a file: reading fewer takes less time than to have the process outside register it."""
 
 
 class Session(Protocol):
@@ -54,6 +61,10 @@ class Session(Protocol):
     @property
     def requests(self) -> Mapping[str, int]:
         """Requests served, by operation."""
+
+    @property
+    def requests_by(self) -> str:
+        """What they come by."""
 
     async def run(self, live: Callable[[], None]) -> None:
         """Mount, call ``live`` when the kernel has answered, serve, unmount."""
@@ -117,7 +128,7 @@ class Server:
         self._namespace = kept - 1 if kept else None
         self._waited_for = waited_for
         self._pause: Callable[[float], Awaitable[None]] | None = None
-        self._backends = Backends(server)
+        self._backends = Backends(server, commands=wants_commands(server, self._carrier))
 
     def run(self) -> None:
         """Serve until unmounted or told to stop. UserError where it cannot start.
@@ -149,6 +160,15 @@ class Server:
         if self._server.async_io is not False:
             self._backends.probe(self._state)
 
+    def explain(self) -> Chosen:
+        """How it would be served here, and why; UserError as for ``run``. Nothing is mounted."""
+        self._backends.probe(self._state)
+        return self._choose()
+
+    def _choose(self) -> Chosen:
+        refused = None if self._backends.ring is not None else self._backends.refused
+        return choose(self._config, self._server, self._carrier, refused)
+
     def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
         self._command = shutil.which("uringfs") or sys.argv[0]
@@ -159,6 +179,8 @@ class Server:
         self._control = ControlServer(control, self._commands(), self._errands.clean_up)
         try:
             self._backends.probe(self._state)
+            self._chosen = self._choose()
+            self._queues = possible_cpus() if self._chosen.requests.value == "io_uring" else 0
             with asyncio.Runner(loop_factory=self._backends.new_loop) as runner:
                 runner.run(self._serve())
         finally:
@@ -246,12 +268,23 @@ class Server:
             from uringfs.fuse.session_dev import DevSession
 
             dev = DevSession(
-                fs, self._mountpoint, self._config, self._mount, self._errands.place, self._state
-            )
+                fs, self._mountpoint, self._config, self._mount, self._errands.place, self._state,
+                self._backing_files(fs.handles.backings), self._queues,
+            )  # fmt: skip
             self._pause = dev.pause
             return dev
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
+
+    def _backing_files(self, backings: Backings) -> BackingFiles | None:
+        chosen = self._chosen.kernel_passthrough.value
+        if chosen == "off":
+            return None
+        is_auto = backings.keeps_direct_writers = chosen == "auto"
+        if has_capability("sys_admin"):
+            return BackingFiles()
+        backings.smallest = WORTH_AN_ERRAND if is_auto else 0
+        return BackingFiles(self._errands.register, self._errands.unregister)
 
     def _join_ring(self) -> None:
         ring, io = self._backends.ring, self._backends.on_ring
@@ -266,7 +299,7 @@ class Server:
 
     def _announce(self) -> None:
         self._errands.tune()
-        for line in (self._limits, *self._confinement.said):
+        for line in (self._limits, *self._confinement.said, *self._chosen.lines()):
             log.info("%s", line)
         self._shown.announce()
         log.info(
@@ -360,12 +393,14 @@ class Server:
             **(self._mounts() if isinstance(self._fs, Vfs) else {}),
             "mountpoint": self._mountpoint,
             "session": self._session.name,
+            "requests_by": self._session.requests_by,
             "async_io": "on" if self._is_async else "off",
             "io": self._fs.io.name,
             "ring": self._backends.describe(),
             "options": options,
             "inodes": self._fs.inode_count,
             "handles": len(self._fs.handles),
+            "backed": len(self._fs.handles.backings),
             "requests": dict(self._session.requests),
             **(self._life.describe() if self._life else {}),
         }

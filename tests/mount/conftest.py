@@ -17,6 +17,7 @@ import pytest
 from tests.mount import faulty
 from tests.mount.harness import COMBINATIONS, Combination, Mounted
 from tests.mount.trees import Pair
+from uringfs.choices import ENABLE_URING
 
 IMAGE_BYTES = 512 << 20
 
@@ -129,6 +130,17 @@ def failing(tmp_path: Path) -> Generator[Path]:
         finally:
             _umount(path)
             server.kill()
+
+
+@pytest.fixture(scope="module")
+def fuse_uring() -> Generator[None]:
+    """The kernel's switch for FUSE over io_uring is on."""
+    if not ENABLE_URING.exists():
+        pytest.skip("this kernel has no FUSE over io_uring")
+    before = ENABLE_URING.read_text()
+    ENABLE_URING.write_text("Y")
+    yield
+    ENABLE_URING.write_text(before)
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)

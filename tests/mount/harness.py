@@ -31,8 +31,10 @@ class Combination(NamedTuple):
     flags: tuple[str, ...]
 
 
+_BY_SERVER = {"dev": ("--kernel-passthrough=off",), "pyfuse3": ()}
+"""How the server moves data is tested by its doing so."""
 COMBINATIONS = [
-    Combination(f"{session}-{io}", (f"--session={session}", *flags))
+    Combination(f"{session}-{io}", (f"--session={session}", *_BY_SERVER[session], *flags))
     for session in ("pyfuse3", "dev")
     for io, flags in (
         ("async", ("--async-io",)),
@@ -42,8 +44,14 @@ COMBINATIONS = [
 ]
 COMBINATIONS.append(
     # What the pump does in C, in Python over the ring's futures: it has to agree with this.
-    Combination("dev-unpumped", ("--session=dev", "--async-io", "--no-pump"))
+    Combination("dev-unpumped", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--no-pump"))
 )
+BACKED = Combination("dev-backed", ("--session=dev", "--async-io", "--kernel-passthrough=on"))
+"""Where the kernel reads and writes files itself."""
+OVER_IO_URING = Combination(
+    "dev-over-io_uring", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--fuse-uring=on")
+)
+"""Takes the fixture ``fuse_uring``."""
 WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
 """For what has nothing to do with threads, or with the pump."""
 

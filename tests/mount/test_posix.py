@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import COMBINATIONS, Mounted
+from tests.mount.harness import BACKED, COMBINATIONS, OVER_IO_URING, Mounted
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 90
@@ -94,6 +94,9 @@ def plain(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Outcomes
     return _on_plain[kind]
 
 
+WAYS = (*COMBINATIONS, BACKED, OVER_IO_URING)
+
+
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "xfs"])
 def test_a_plain_file_system_passes(plain: Outcomes) -> None:
     assert not plain.failed, plain.failed
@@ -106,6 +109,8 @@ def test_a_plain_file_system_passes(plain: Outcomes) -> None:
         ("dev-async", "ext4"),
         ("dev-async", "tmpfs"),
         ("dev-sync", "xfs"),
+        ("dev-backed", "ext4"),
+        ("dev-over-io_uring", "tmpfs"),
         ("pyfuse3-async", "tmpfs"),
         ("pyfuse3-sync", "ext4"),
     ],
@@ -113,7 +118,9 @@ def test_a_plain_file_system_passes(plain: Outcomes) -> None:
 def test_a_mount_passes(
     name: str, kind: str, plain: Outcomes, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    (flags,) = (each.flags for each in COMBINATIONS if each.name == name)
+    (flags,) = (each.flags for each in WAYS if each.name == name)
+    if name == OVER_IO_URING.name:
+        request.getfixturevalue("fuse_uring")
     source = fresh(request.getfixturevalue(kind), "source")
     mounted = Mounted(
         source, fresh(tmp_path, "mnt"), tmp_path / "log", (*flags, "-o", "xattr,allow_other")

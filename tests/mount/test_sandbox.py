@@ -112,7 +112,7 @@ def test_the_process_outside_has_no_more_than_it_needs(new_mount: NewMount) -> N
         (outside,) = children(mounted.process.pid)
         held = {os.readlink(f"/proc/{outside}/fd/{fd}") for fd in os.listdir(f"/proc/{outside}/fd")}
     assert {name.split(":")[0] for name in held} == {"/dev/null", "socket"}
-    names = ("dac_override", "dac_read_search", "sys_admin")
+    names = ("dac_override", "dac_read_search", "fsetid", "sys_admin")
     assert int(field(outside, "CapEff"), 16) == sum(1 << NUMBERS[name] for name in names)
     assert field(outside, "NoNewPrivs") == "1"
     mapped = Path(f"/proc/{outside}/maps").read_text()

@@ -18,10 +18,12 @@ from tests.mount.conftest import fresh
 from tests.mount.harness import TROUBLE, Mounted, wait_until
 from uringfs.control import ask, socket_path
 
+_SERVED = "--kernel-passthrough=off"
+"""Data goes by way of the server that is killed."""
 KINDS = {
-    "dev-async": ("--async-io",),
-    "dev-sync": ("--no-async-io",),
-    "dev-unpumped": ("--async-io", "--no-pump"),
+    "dev-async": (_SERVED, "--async-io"),
+    "dev-sync": (_SERVED, "--no-async-io"),
+    "dev-unpumped": (_SERVED, "--async-io", "--no-pump"),
 }
 ENDED = "the server ended with"
 

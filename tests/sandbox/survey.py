@@ -103,7 +103,9 @@ def several(mounted: Mounted) -> None:
         mounted.ctl("detach", "/more")
 
 
-DEV, PYFUSE3 = ("--session=dev",), ("--session=pyfuse3",)
+PYFUSE3 = ("--session=pyfuse3",)
+DEV = ("--session=dev", "--kernel-passthrough=off")
+PASSED = ("--session=dev", "--kernel-passthrough=on")
 SYNC, ASYNC, POOL = ("--no-async-io",), ("--async-io",), ("--no-async-io", "--thread-pool-size=4")
 XATTR = ("-o", "xattr")
 RUNS = [
@@ -120,6 +122,7 @@ RUNS = [
     Run("pyfuse3", ("base", "write", "xattr"), (*PYFUSE3, *ASYNC, *XATTR), posix),
     Run("base", ("write",), (*DEV, *ASYNC), several),
     Run("base", (), (*DEV, *SYNC, "--ro", "--no-default-permissions"), read),
+    Run("base", ("write",), (*PASSED, *ASYNC), read),
     Run("watch", ("base", "write", "xattr"), (*DEV, *ASYNC, *XATTR, "--watch"), posix),
     Run("vhost", ("base", "write", "xattr"), (), machines),
 ]

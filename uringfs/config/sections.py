@@ -185,6 +185,20 @@ class ServerConfig:
     pump: bool = _switch(
         True, "with io_uring and --session dev: move data in compiled code, past Python"
     )
+    kernel_passthrough: str = _option(
+        "auto",
+        values.choice("auto", "on", "off"),
+        "WHEN",
+        "have the kernel itself read and write what is open: auto (all but who writes with "
+        "O_DIRECT), on, off (docs/performance.md)",
+    )
+    fuse_uring: str = _option(
+        "auto",
+        values.choice("auto", "on", "off"),
+        "WHEN",
+        "have requests come over io_uring rather than by /dev/fuse: auto (where the kernel's "
+        "switch for it is on), on, off (docs/performance.md)",
+    )
     busy_poll_us: int = _option(
         100,
         values.integer(0, 10_000),
@@ -268,9 +282,12 @@ class VhostConfig:
         many=True,
     )
     tag: tuple[str, ...] = _option(
-        ("uringfs",), values.words, "TAG", "the name guests mount it by: one for all, or one for each",
+        ("uringfs",),
+        values.words,
+        "TAG",
+        "the name guests mount it by: one for all, or one for each",
         many=True,
-    )  # fmt: skip
+    )
     num_request_queues: int = _option(
         1,
         values.integer(1, 63),

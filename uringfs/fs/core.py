@@ -38,6 +38,8 @@ FUSE_ATTR_DAX = 1 << 1
 # Made once, since an enumeration takes its time to combine them.
 _NOTHING_SPECIAL = Fopen(0)
 _UNCACHED = Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES
+_BACKED = Fopen.PASSTHROUGH
+_MAPPED_ONLY = _BACKED | _UNCACHED
 _KEPT_DIR = Fopen.KEEP_CACHE | Fopen.CACHE_DIR
 
 O_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -312,6 +314,17 @@ class Core:
         if uncached or not policy.caches_files:
             return _UNCACHED
         return Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else _NOTHING_SPECIAL
+
+    def _fopen_backed(self, flags: int) -> Fopen:
+        """The same for one that has a backing file: for some, the kernel only maps that."""
+        if not flags & os.O_DIRECT:
+            return _BACKED
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if not self.config.allow_direct_io or (
+            writes and self.handles.backings.keeps_direct_writers
+        ):
+            return _MAPPED_ONLY
+        return _BACKED
 
     async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
         """The open file, or one opened for this request where the kernel opens none (no_open)."""

@@ -50,8 +50,13 @@ class FileOps(Core):
         kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self.traits_of(nodeid, file)
         if self._is_checked(kept):
             kept, traits = kept | CHECKED, 0
-        fh = self.handles.insert(nodeid, file, kept, traits)
-        return Opened(fh, self._fopen(flags))
+        fh = self.handles.insert(nodeid, file, kept, traits, self.may_be_backed(file))
+        backing = self.handles.backings.of(nodeid)
+        return Opened(fh, self._fopen_backed(flags) if backing else self._fopen(flags), backing)
+
+    def may_be_backed(self, file: OwnedFd) -> bool:
+        """Whether the kernel may move the file's data itself; not where transfers are looked at."""
+        return self.features.passthrough and not self.config.seal_size
 
     def _is_checked(self, kept: int) -> bool:
         if kept & os.O_ACCMODE == os.O_RDONLY:

@@ -13,13 +13,15 @@ import os
 from collections.abc import Callable, Iterator
 from struct import Struct
 
+from uringfs.fs.backings import Backings
 from uringfs.fs.types import CHECKED, OwnedFd
 
 CAPACITY = 1 << 20
 """Files and directories that can be open at one time."""
 
 ENTRY = Struct("=iIQQII")
-"""A row: descriptor, flags, fh (0: free), node id, transfers in flight (not ours to write)."""
+"""A row: descriptor, flags, fh (0: free), node id, transfers in flight (not ours to write), number
+of the backing file that the kernel was told of (0: none)."""
 FAST = 1 << 31
 """In a row's flags: a regular file whose transfers need no decision."""
 MEMORY = 1 << 30
@@ -32,6 +34,7 @@ TRAITS = FAST | MEMORY | LIST
 
 _OPENED, _FH, _NODEID, _IN_FLIGHT = range(4)
 _WORDS = ENTRY.size // 8
+_BACKING, _HALVES = 7, ENTRY.size // 4
 """A row by words of 8 bytes. A word is stored by one instruction, which Struct does not promise
 (``pack_into`` clears the place first): the table is valid wherever SIGKILL falls."""
 _SERIAL, _HIGHEST = 2, 3
@@ -71,6 +74,9 @@ class HandleMap:
         self._serial = self._highest = 0
         self.table = mmap.mmap(-1, CAPACITY * ENTRY.size) if table is None else table
         self._words = memoryview(self.table).cast("Q")
+        self._halves = memoryview(self.table).cast("I")
+        self.backings = Backings()
+        """What the kernel was told of the open files, to move their data itself."""
         self.before_close: Callable[[], None] = lambda: None
         """Called before a file is closed that has transfers in flight: by its return the kernel
         must hold the file itself, since the number of its descriptor may come to mean another."""
@@ -81,16 +87,26 @@ class HandleMap:
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
 
-    def insert(self, nodeid: int, file: OwnedFd, flags: int, traits: int = 0) -> int:
+    def insert(
+        self,
+        nodeid: int,
+        file: OwnedFd,
+        flags: int,
+        traits: int = 0,
+        backed: bool | None = None,
+    ) -> int:
         """Enter an open file and return its ``fh``, which is not used again.
 
-        ``traits`` are FAST, MEMORY and LIST, for the table. The low half of ``fh`` is its row in
-        the table. OSError ENFILE: there are too many.
+        ``traits`` are FAST, MEMORY and LIST, for the table. ``backed``: whether the kernel may move
+        its data itself, see ``backings``; None for what is no regular file. The low half of
+        ``fh`` is its row in the table. OSError ENFILE: there are too many.
         """
         index = self._free.pop() if self._free else self._highest + 1
         if index >= CAPACITY:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         fh = (self._serial + 1 & _INDEX) << 32 | index
+        backing = 0 if backed is None else self.backings.hold(nodeid, file.fd, flags, backed)
+        self._halves[index * _HALVES + _BACKING] = backing
         self._enter(fh, nodeid, file, flags, traits)
         return fh
 
@@ -163,6 +179,7 @@ class HandleMap:
             self.before_close()
         del self._handles[fh]
         self._free.append(index)
+        self.backings.drop(nodeid)
 
     def clear(self) -> None:
         """Close everything."""
@@ -172,9 +189,10 @@ class HandleMap:
     def take_up(self) -> None:
         """Enter what the table holds, as another process left it."""
         self._serial, self._highest = self._words[_SERIAL], self._words[_HIGHEST]
-        for index, (fd, flags, fh, nodeid, _in_flight) in _rows(self.table):
-            self._words[index * _WORDS + _IN_FLIGHT] = 0
+        for index, (fd, flags, fh, nodeid, _in_flight, backing) in _rows(self.table):
+            self._halves[index * _HALVES + _BACKING - 1] = 0
             self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
+            self.backings.take_up(nodeid, backing)
         self.find_free()
 
 
@@ -187,6 +205,6 @@ def _rows(table: mmap.mmap | memoryview) -> Iterator[tuple[int, tuple[int, ...]]
     """The rows that count, by number."""
     highest = memoryview(table).cast("Q")[_HIGHEST]
     for index in range(1, highest + 1):
-        fields = ENTRY.unpack_from(table, index * ENTRY.size)[:5]
+        fields = ENTRY.unpack_from(table, index * ENTRY.size)
         if fields[3]:
             yield index, fields

@@ -90,6 +90,9 @@ class XattrMapped(PassthroughFs):
                 self._check_writes(self.handles.get(opened.fh, nodeid))
         return opened
 
+    def may_be_backed(self, file: OwnedFd) -> bool:
+        return self._capability is None and super().may_be_backed(file)
+
     def _check_writes(self, handle: Handle) -> None:
         """One that is CHECKED already is so for another reason, and stays so."""
         if handle.flags & os.O_ACCMODE != os.O_RDONLY and not handle.flags & CHECKED:

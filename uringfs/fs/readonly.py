@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 from uringfs.fs.ioctl import SETTERS
 from uringfs.fs.passthrough import PassthroughFs
-from uringfs.fs.types import Caller, Entry, Opened
+from uringfs.fs.types import Caller, Entry, Opened, OwnedFd
+
+_KEEPS_ATIME = os.ST_NOATIME | os.ST_RDONLY
 
 CHANGES = (
     "setattr", "setxattr", "removexattr",
@@ -81,3 +83,7 @@ class NoAtime(PassthroughFs):
 
     def _backing_flags(self, flags: int) -> int:
         return super()._backing_flags(flags) | os.O_NOATIME
+
+    def may_be_backed(self, file: OwnedFd) -> bool:
+        """The kernel opens it without O_NOATIME: then its mount has to keep access times."""
+        return super().may_be_backed(file) and bool(os.fstatvfs(file.fd).f_flag & _KEEPS_ATIME)

@@ -154,10 +154,12 @@ class Fopen(enum.IntFlag):
 
 
 class Opened(NamedTuple):
-    """An open file or directory: its handle, and how the kernel is to treat it."""
+    """An open file or directory: its handle, how the kernel is to treat it, and the number of the
+    file that it is to read and write itself (0: none)."""
 
     fh: int
     flags: Fopen
+    backing: int = 0
 
 
 Dirent = tuple[int, int, int, bytes]
@@ -209,6 +211,8 @@ class Features:
     """Clients show a directory on which something is mounted as a file system of its own."""
     posix_acl: bool = False
     create_supp_group: bool = False
+    passthrough: bool = False
+    """The kernel can be told of files that it may read and write itself."""
 
 
 def is_safe_inode(mode: int) -> bool:

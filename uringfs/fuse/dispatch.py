@@ -67,6 +67,8 @@ class Dispatcher:
         self._max_write = max_write
         self.interrupt_elsewhere: Callable[[int], object] | None = None
         """Cancels a request that was served without being dispatched, if it is still there."""
+        self.over_io_uring = False
+        """Whether requests can be taken over io_uring, and are to be if the kernel offers it."""
         self.minor = 0
         """The kernel's version of the protocol, 7.minor, once it has said so."""
         self._waiting: dict[int, tuple[asyncio.Task[Any], Operation]] = {}
@@ -150,15 +152,22 @@ class Dispatcher:
     def agree(self, offer: Offer) -> Agreement:
         """Agree on what a kernel offers: OSError where that cannot be."""
         self.minor = offer.minor
+        passthrough = self.fs.handles.backings.registrar is not None
         try:
             self.agreement = negotiate(
-                offer, self._config, max_background=self._max_background, max_write=self._max_write
-            )
+                offer, self._config, max_background=self._max_background,
+                max_write=self._max_write, passthrough=passthrough,
+                over_io_uring=self.over_io_uring,
+            )  # fmt: skip
         except OSError as exc:
             self.refusal = exc
             raise
         if missing := not_offered(offer, self._config):
             log.warning("asked for, but not offered by the kernel: %s", missing.name)
+        if passthrough and not self.agreement.features.passthrough:
+            log.info("no kernel passthrough: this kernel does not offer it (Linux 6.9 does)")
+        if self.over_io_uring and abi.InitFlags.OVER_IO_URING not in self.agreement.flags:
+            log.info("requests come by /dev/fuse: this kernel offers nothing else")
         log.debug(
             "FUSE %d.%d, offered %r, taken %r",
             offer.major, offer.minor, abi.InitFlags(offer.flags), self.agreement.flags,

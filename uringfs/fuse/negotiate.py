@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uringfs.config import CachePolicy, Config
 from uringfs.fs.types import Features
 from uringfs.fuse.abi import FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, InitFlags
+from uringfs.fuse.backing import MAX_STACK_DEPTH
 
 MIN_MINOR = 31
 """Linux 5.4, the first with virtiofs: from here on the structures have their present layout."""
@@ -35,6 +36,7 @@ _ALWAYS = (
 """Left alone: SPLICE_* (data goes through page-aligned slots), HANDLE_KILLPRIV (V2 says when)
 and ALLOW_IDMAP."""
 
+_NONE = InitFlags(0)
 _POSIX_ACL = (
     InitFlags.POSIX_ACL  # the kernel reads ACLs and decides by them
     | InitFlags.DONT_MASK  # a default ACL takes the umask's place, so the server applies either
@@ -65,12 +67,23 @@ class Agreement(NamedTuple):
         return (
             FUSE_KERNEL_VERSION, FUSE_KERNEL_MINOR_VERSION, self.max_readahead,
             self.flags & 0xFFFFFFFF, self.max_background, max(1, self.max_background * 3 // 4),
-            self.max_write, 1, self.max_write // mmap.PAGESIZE, 0, self.flags >> 32, 0, 0,
+            self.max_write, 1, self.max_write // mmap.PAGESIZE, 0, self.flags >> 32,
+            MAX_STACK_DEPTH if self.features.passthrough else 0, 0,
         )  # fmt: skip
 
 
-def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: int) -> Agreement:
-    """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size.
+def negotiate(
+    offer: Offer,
+    config: Config,
+    *,
+    max_background: int,
+    max_write: int,
+    passthrough: bool = False,
+    over_io_uring: bool = False,
+) -> Agreement:
+    """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size;
+    ``passthrough``: the kernel may be told of files to read and write itself; ``over_io_uring``: it
+    may send requests that way.
 
     Raises OSError EPROTO for a kernel too old, for the protocol or for posix_acl. A newer major
     version gets ours back, and the kernel asks again with that (linux/fuse.h, "Version
@@ -83,10 +96,13 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
             f"needed is {FUSE_KERNEL_VERSION}.{MIN_MINOR} (Linux 5.4)",
         )
     if offer.major > FUSE_KERNEL_VERSION:
-        return Agreement(InitFlags(0), 0, 0, 0, Features())
+        return Agreement(_NONE, 0, 0, 0, Features())
     if config.posix_acl and _POSIX_ACL & ~offer.flags:
         raise OSError(errno.EPROTO, "posix_acl: the kernel does not offer it (Linux 5.14 does)")
-    flags = InitFlags(offer.flags) & (_ALWAYS | _by_options(config))
+    taken = _ALWAYS | _by_options(config)
+    taken |= InitFlags.PASSTHROUGH if passthrough else _NONE
+    taken |= InitFlags.OVER_IO_URING if over_io_uring else _NONE
+    flags = InitFlags(offer.flags) & taken
     if InitFlags.NO_OPEN_SUPPORT in flags:
         flags &= ~InitFlags.ATOMIC_O_TRUNC  # there is no request that could tell of it
     features = Features(
@@ -99,6 +115,7 @@ def negotiate(offer: Offer, config: Config, *, max_background: int, max_write: i
         submounts=InitFlags.SUBMOUNTS in flags,
         posix_acl=InitFlags.POSIX_ACL in flags,
         create_supp_group=InitFlags.CREATE_SUPP_GROUP in flags,
+        passthrough=InitFlags.PASSTHROUGH in flags,
     )
     return Agreement(flags, offer.max_readahead, max_background, max_write, features)
 
@@ -109,7 +126,7 @@ def not_offered(offer: Offer, config: Config) -> InitFlags:
 
 
 def _by_options(config: Config) -> InitFlags:
-    flags = InitFlags(0)
+    flags = _NONE
     if config.cache_policy in (CachePolicy.ALWAYS, CachePolicy.METADATA):
         flags |= InitFlags.CACHE_SYMLINKS  # nobody else changes the tree: a link keeps its target
     if config.cache_policy is not CachePolicy.ALWAYS:

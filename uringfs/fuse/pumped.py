@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse import replies
-from uringfs.fuse.abi import OUT_HEADER
+from uringfs.fuse.abi import OUT_HEADER, InitFlags
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.request import Reply, Request
 from uringfs.ring import Ring
@@ -57,12 +57,14 @@ class PumpedDevice:
         slots: int,
         max_write: int,
         no_fsetid: int,
+        queues: int,
         served: Callable[[], None],
         ended: Callable[[int], None],
     ) -> None:
         """``slots`` requests can be under way; the kernel keeps the others until one is done.
 
-        ``no_fsetid`` is a personality of the ring without CAP_FSETID.
+        ``no_fsetid`` is a personality of the ring without CAP_FSETID; ``queues`` is how many there
+        are for requests over io_uring, should the kernel agree to it, 0: none.
 
         ``served`` is called after a request that Python answered, ``ended(errno)`` when the
         device gives no more.
@@ -74,7 +76,7 @@ class PumpedDevice:
         self.pump = Pump(
             ring, device, fs.handles.table,
             slots=slots, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
-            no_fsetid=no_fsetid, on_request=self._request, on_end=ended,
+            no_fsetid=no_fsetid, on_request=self._request, on_end=ended, queues=queues,
         )  # fmt: skip
         fs.handles.before_close = ring.submit_now
         dispatcher.interrupt_elsewhere = self.pump.interrupt
@@ -88,6 +90,9 @@ class PumpedDevice:
         direct = os.O_DIRECT if self._fs.config.allow_direct_io else 0
         append = 0 if self._fs.features.writeback else os.O_APPEND
         self.pump.configure(flag_mask=direct | append)
+        agreement = self._dispatcher.agreement
+        if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:
+            self.pump.register()
 
     def _request(self, index: int, length: int) -> None:
         slot = self._slots.get(index)

@@ -77,13 +77,13 @@ def statx(dispatcher: Dispatcher, request: Request, value: Statx) -> Reply:
 
 
 def opened(_dispatcher: Dispatcher, request: Request, value: Opened) -> Reply:
-    return (abi.OPEN_REPLY.pack(abi.OPEN_REPLY.size, 0, request.unique, *value, 0),)
+    return (abi.OPEN_REPLY.pack(abi.OPEN_REPLY.size, 0, request.unique, *value),)
 
 
 def created(_dispatcher: Dispatcher, request: Request, value: tuple[Entry, Opened]) -> Reply:
     made, file = value
     fields = abi.entry_fields(made)
-    return (abi.CREATE_REPLY.pack(abi.CREATE_REPLY.size, 0, request.unique, *fields, *file, 0),)
+    return (abi.CREATE_REPLY.pack(abi.CREATE_REPLY.size, 0, request.unique, *fields, *file),)
 
 
 def read(_dispatcher: Dispatcher, request: Request, count: int) -> Reply:

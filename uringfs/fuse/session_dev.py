@@ -21,6 +21,7 @@ from uringfs.fs.state import State
 from uringfs.fs.types import Stale
 from uringfs.fuse import abi, replies
 from uringfs.fuse.abi import Opcode
+from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.mount import MountPoint, Place
 from uringfs.fuse.notify import Notifier
@@ -66,9 +67,13 @@ class DevSession:
         mount: MountConfig,
         place: Place | None = None,
         state: State | None = None,
+        backing_files: BackingFiles | None = None,
+        queues: int = 0,
     ) -> None:
         """``place`` mounts at ``mountpoint``, where this process does not do so itself. ``state``
-        outlives the server: a session goes on where the last one ended."""
+        outlives the server: a session goes on where the last one ended. ``backing_files``: the
+        kernel is told of files that it may read and write itself. ``queues``: how many there are
+        for requests over io_uring, one for each possible CPU; 0: they come by the device."""
         self._fs = fs
         self._mountpoint = mountpoint
         self._place = place or MountPoint(mountpoint, mount)
@@ -86,7 +91,9 @@ class DevSession:
         self._ring: Ring | None = None
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
+        self._queues = queues
         self._notifier = Notifier()
+        self._backing_files = fs.handles.backings.registrar = backing_files
         self._max_requests = mount.max_requests
         self._under_way = 0
         self._paused = False
@@ -102,6 +109,12 @@ class DevSession:
                 counts[opcode] += count
         return {code.name.lower(): counts[code] for code in Opcode if counts[code]}
 
+    @property
+    def requests_by(self) -> str:
+        """What requests come by: the device, or io_uring once the kernel has begun to use it."""
+        over = self._pumped is not None and self._pumped.pump.is_over_io_uring
+        return "io_uring" if over else "/dev/fuse"
+
     async def run(self, live: Callable[[], None]) -> None:
         """Mount and serve; ``live`` is called once the kernel has its answer to INIT.
 
@@ -112,6 +125,8 @@ class DevSession:
         self._live = live
         kept = self._succession.device if self._succession else None
         self._device = io.FileIO(self._mount() if kept is None else kept, "r+")
+        if self._backing_files is not None:
+            self._backing_files.device = self._device.fileno()
         try:
             if self._succession is not None and kept is not None:
                 self._place.take_over()
@@ -180,12 +195,14 @@ class DevSession:
             pumped = PumpedDevice(
                 ring, self._device.fileno(), self._fs, self._dispatcher,
                 slots=self._max_requests, max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
+                queues=self._queues,
                 served=self._served, ended=self._device_failed,
             )  # fmt: skip
         except OSError as exc:
             log.warning("going on without the pump: %s", exc.strerror)
             return None
         pumped.start()
+        self._dispatcher.over_io_uring = self._queues > 0
         return pumped
 
     def _end(self, fault: OSError | None = None) -> None:
@@ -206,6 +223,7 @@ class DevSession:
             await self._pumped.close()
         if self._succession is not None:
             self._succession.unmounted()
+        self._fs.handles.backings.registrar = None  # it all ends with the device
         self._device.close()
 
     def _drain(self) -> None:

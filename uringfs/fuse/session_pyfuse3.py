@@ -29,6 +29,7 @@ from uringfs.fs.types import (
     Entry,
     Features,
     Fopen,
+    Opened,
     SetAttr,
     Stale,
     Statx,
@@ -72,6 +73,7 @@ class Pyfuse3Session:
     """One mount: ``run`` mounts, serves until ``stop`` or an unmount, and leaves nothing."""
 
     name = "pyfuse3"
+    requests_by = "libfuse"
 
     def __init__(
         self,
@@ -293,7 +295,7 @@ class _Operations(pyfuse3.Operations):
     @_answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
-        return _file_info(*await self._fs.open(inode, flags, kill))
+        return _file_info(await self._fs.open(inode, flags, kill))
 
     @_answers
     async def create(
@@ -307,7 +309,7 @@ class _Operations(pyfuse3.Operations):
         kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
         caller = _caller(ctx)
         entry, opened = await self._fs.create(caller, parent_inode, name, flags, mode, kill)
-        return _file_info(*opened), _entry(entry)
+        return _file_info(opened), _entry(entry)
 
     @_answers
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -440,9 +442,10 @@ def _timespec(ns: int) -> Timespec:
     return Timespec(*divmod(ns, 1_000_000_000))
 
 
-def _file_info(fh: int, flags: Fopen) -> pyfuse3.FileInfo:
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
+    flags = opened.flags
     return pyfuse3.FileInfo(
-        fh, bool(flags & Fopen.DIRECT_IO), bool(flags & Fopen.KEEP_CACHE), False
+        opened.fh, bool(flags & Fopen.DIRECT_IO), bool(flags & Fopen.KEEP_CACHE), False
     )
 
 

@@ -167,6 +167,7 @@ class VhostSession:
     """All shares of the process."""
 
     name = "vhost-user"
+    requests_by = "virtqueues"
 
     def __init__(self, shares: Sequence[GuestShare]) -> None:
         self.shares = shares

@@ -7,6 +7,7 @@ READ, WRITE, FSYNC and FLUSH, and nothing else of the protocol.
 import errno
 import logging
 import mmap
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,11 @@ HEADERS: int = lib.UF_IN_SIZE
 """Bytes before a slot's data in which a request's headers lie."""
 TAG_REQUEST: int = lib.UF_TAG_REQUEST
 NO_SLOT: int = lib.UF_NO_SLOT
+TAG_REFUSED: int = lib.UF_TAG_REFUSED
+DEVICE_SLOTS = 16
+"""Slots for what comes by the device though requests come over io_uring."""
+LEAST_ENTRIES = 4
+"""Of each queue."""
 REGISTERED = 1 << 17
 """Bytes of data in each slot that are pinned, for transfers without a look-up of pages."""
 MAX_SLOTS = 1 << 15
@@ -30,7 +36,7 @@ MAX_SLOTS = 1 << 15
 OPCODES = frozenset(
     {Op.READ_MULTISHOT, Op.READ, Op.WRITE, Op.READ_FIXED, Op.WRITE_FIXED, Op.FSYNC, Op.ASYNC_CANCEL}
 )
-"""What it puts on the ring."""
+"""What it puts on the ring; and URING_CMD, where requests come over io_uring."""
 
 _abandoned: list[object] = []
 """Memory of pumps that were closed with requests under way: the kernel may still use it."""
@@ -48,6 +54,9 @@ class Pump(Mover):
     O_* flags in `flag_mask` with its handle to be served here. `no_fsetid` is a personality
     without CAP_FSETID; 0: Python serves writes that clear set-ID bits.
 
+    With `queues`, one for each possible CPU, requests can come over io_uring: see `register`.
+    `slots` are then shared out among them, and the device has some besides.
+
     Raises OSError where it cannot be set up: EOPNOTSUPP on kernels before 6.7; RingUnavailable.
     """
 
@@ -63,6 +72,7 @@ class Pump(Mover):
         no_fsetid: int,
         on_request: Callable[[int, int], None],
         on_end: Callable[[int], None],
+        queues: int = 0,
     ) -> None:
         if not 0 < slots <= MAX_SLOTS or max_transfer < 1:
             raise ValueError(f"a pump has 1 to {MAX_SLOTS} slots, each for at least one byte")
@@ -74,6 +84,10 @@ class Pump(Mover):
         self._ring = ring
         self._on_request = on_request
         self._on_end = on_end
+        entries = max(LEAST_ENTRIES, slots // queues) * queues if queues else 0
+        first_entry = min(slots, DEVICE_SLOTS) if queues else slots
+        slots = first_entry + entries
+        self._queues = queues
         self._slot_size = PAGE + -(-max_transfer // PAGE) * PAGE
         self._memory = mmap.mmap(-1, slots * self._slot_size)
         self._keep = (ffi.from_buffer(self._memory), ffi.from_buffer(handles))
@@ -82,6 +96,7 @@ class Pump(Mover):
         state.device_fd = device
         state.memory = ffi.cast("uint8_t *", self._keep[0])
         state.slot_count = slots
+        state.first_entry = first_entry
         state.slot_size = self._slot_size
         state.max_transfer = max_transfer
         state.handles.rows = ffi.cast("struct uf_handle *", self._keep[1])
@@ -91,6 +106,7 @@ class Pump(Mover):
         state.fast = True
         self._slots = slots
         self._closed = False
+        self._was_refused = False
         self._file = ring.files.register(device)
         state.device_file = self._file
         self._pinned = False
@@ -101,6 +117,7 @@ class Pump(Mover):
             self._let_go()
             raise
         ring.set_handler(TAG_REQUEST, self._arrived)
+        ring.set_handler(TAG_REFUSED, self._refused)
 
     def _pin(self) -> None:
         size = min(REGISTERED + PAGE, self._slot_size)
@@ -125,6 +142,21 @@ class Pump(Mover):
         """
         self._check(lib.uf_pump_stop(self._state))
         self._ring.kick()
+
+    def register(self) -> None:
+        """Have requests come over io_uring, from the reply to INIT on that agrees to it.
+
+        The device is listened to as before: the kernel uses it until all is set up, for FORGET and
+        INTERRUPT always, and goes on with it where it refuses. OSError: EINVAL for a ring that is
+        not wide.
+        """
+        self._check(lib.uf_pump_register(self._state, self._queues))
+        self._ring.kick()
+
+    def _refused(self, _user_data: int, res: int) -> None:
+        if not self._was_refused:
+            self._was_refused = True
+            log.warning("requests go on coming by the device: %s", os.strerror(-res))
 
     def slot(self, slot: int) -> memoryview:
         """A slot's memory: a page, at whose end the request's headers are, and its data."""
@@ -168,6 +200,11 @@ class Pump(Mover):
     # Control
 
     @property
+    def is_over_io_uring(self) -> bool:
+        """Whether the kernel sends requests that way by now."""
+        return bool(self._state.over_io_uring)
+
+    @property
     def listening(self) -> bool:
         """Whether the kernel is reading the device."""
         return bool(self._state.armed)
@@ -175,7 +212,8 @@ class Pump(Mover):
     @property
     def under_way(self) -> int:
         """How many requests there are, here and in Python."""
-        return int(self._state.slot_count) - self._free_slots
+        state = self._state
+        return int(state.first_entry) - self._free_slots + int(state.entries - state.held)
 
     @property
     def _free_slots(self) -> int:
@@ -199,6 +237,7 @@ class Pump(Mover):
             "refused": state.refused,
             "free_slots": self._free_slots,
             "offered": state.offered,
+            "entries": state.entries,
         }
 
     def close(self) -> None:
@@ -209,10 +248,11 @@ class Pump(Mover):
         if self._closed:
             return
         self._closed = True
-        if self.under_way:
+        if self.under_way or self._state.held:
             _abandoned.append(self._memory)
         lib.uf_pump_close(self._state)
         self._ring.set_handler(TAG_REQUEST, None)
+        self._ring.set_handler(TAG_REFUSED, None)
         self._let_go()
 
     def _let_go(self) -> None:

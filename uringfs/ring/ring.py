@@ -65,6 +65,8 @@ class Ring(Operations, Registered):
     `opcodes`, if given, are all that the kernel will take (IORING_REGISTER_RESTRICTIONS), and of
     io_uring_register(2) what this class itself needs; a request with another fails with EACCES.
 
+    `wide`: entries are twice as long, for commands that need it (FUSE over io_uring; Linux 5.19).
+
     The thread that first uses the ring owns it; any other gets RuntimeError. To await anything,
     drive it: `ring.attach(loop)`, or an event loop on a `RingSelector`.
 
@@ -77,6 +79,7 @@ class Ring(Operations, Registered):
         *,
         cq_entries: int | None = None,
         opcodes: Collection[int] | None = None,
+        wide: bool = False,
     ) -> None:
         self._closed = True  # until it is open: __del__ runs also when __init__ raised
         self._thread: int | None = None
@@ -92,7 +95,7 @@ class Ring(Operations, Registered):
         self._batch = ffi.new("struct uf_batch *")
         self._user_data = self._batch.user_data
         self._res = self._batch.res
-        open_ring(self._state, entries, cq_entries or 0, opcodes)
+        open_ring(self._state, entries, cq_entries or 0, opcodes, wide=wide)
         self._closed = False
         self.features = Feature(self._state.features)
         self.setup = Setup(self._state.setup_flags)

@@ -20,15 +20,21 @@ NEEDED = Feature.NODROP | Feature.EXT_ARG | Feature.RW_CUR_POS  # 5.11
 
 
 def open_ring(
-    state: Any, entries: int, cq_entries: int, opcodes: Collection[int] | None = None
+    state: Any,
+    entries: int,
+    cq_entries: int,
+    opcodes: Collection[int] | None = None,
+    *,
+    wide: bool = False,
 ) -> None:
     """Open a struct uf_ring, disabled; `cq_entries` 0: twice as many. Raises RingUnavailable.
 
-    It is restricted to `opcodes`, as far as the kernel has them.
+    It is restricted to `opcodes`, as far as the kernel has them; `wide`: with room for commands.
     """
     rc = -errno.EINVAL
+    always = Setup.R_DISABLED | (Setup.SQE128 if wide else Setup(0))
     for flags in SETUPS:
-        rc = lib.uf_ring_open(state, entries, cq_entries, flags | Setup.R_DISABLED)
+        rc = lib.uf_ring_open(state, entries, cq_entries, flags | always)
         if rc != -errno.EINVAL:
             break
     if rc < 0:

@@ -33,6 +33,7 @@ class Setup(IntFlag):
     SUBMIT_ALL = 1 << 7
     COOP_TASKRUN = 1 << 8
     TASKRUN_FLAG = 1 << 9
+    SQE128 = 1 << 10
     SINGLE_ISSUER = 1 << 12
     DEFER_TASKRUN = 1 << 13
 

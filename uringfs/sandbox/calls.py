@@ -66,6 +66,7 @@ CALLS: dict[str, tuple[str, ...]] = {
         "rt_sigreturn",
         "sched_getaffinity",
         "sched_yield",
+        "sendmsg",
         "sendto",
         "set_robust_list",
         "setgroups",

@@ -14,8 +14,9 @@ from uringfs.sandbox.names import NUMBERS, parse_modcaps
 
 log = logging.getLogger(__name__)
 
-OUTSIDE = ("dac_override", "dac_read_search", "sys_admin")
-"""What the process outside needs: to reach the mount point, and to unmount it."""
+OUTSIDE = ("dac_override", "dac_read_search", "fsetid", "sys_admin")
+"""What the process outside needs: to reach the mount point, to unmount it, and to tell the kernel
+of files. The kernel writes to those with these, so fsetid: who wrote has been looked at by then."""
 
 
 def kept_capabilities(
@@ -54,6 +55,11 @@ def _needed(config: Config, mount: MountConfig, carrier: str) -> dict[str, str]:
         needs["setfcap"] = "xattr: set security.capability"
         needs["sys_admin"] = "xattr: names in trusted. and security."
     return needs
+
+
+def has_capability(name: str) -> bool:
+    """Whether this process can use it now."""
+    return bool(syscalls.get_caps()[0] >> NUMBERS[name] & 1)
 
 
 def drop_all_but(names: Collection[str]) -> list[str]:

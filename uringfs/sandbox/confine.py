@@ -14,17 +14,16 @@ from typing import Any, TypeVar
 
 from uringfs.config import Config, MountConfig, ServerConfig
 from uringfs.errors import Exit, UserError
-from uringfs.fs import syscalls
 from uringfs.sandbox import seccomp
 from uringfs.sandbox.calls import CALLS
 from uringfs.sandbox.capabilities import (
     OUTSIDE,
     drop_all_but,
+    has_capability,
     kept_capabilities,
     no_new_privileges,
     no_traces,
 )
-from uringfs.sandbox.names import NUMBERS
 from uringfs.sandbox.namespace import (
     enter_chroot,
     enter_made,
@@ -190,7 +189,7 @@ def _have(kind: str | None, make: Callable[[], T]) -> T | None:
 
 
 def _check_may_unshare() -> None:
-    if not syscalls.get_caps()[0] >> NUMBERS["sys_admin"] & 1:
+    if not has_capability("sys_admin"):
         raise OSError(errno.EPERM, "CAP_SYS_ADMIN is missing")
 
 

@@ -10,6 +10,7 @@ to answer) must not hold up what is asked in the middle of a request.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -19,18 +20,21 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 1 << 16
+MAX_FDS = 2
 
 _unused: list[logging.Handler] = []
 """The server's. They are not let go of: the descriptors they would close are others' by then."""
 
 Task = Callable[..., Any]
-"""Takes and gives what JSON can carry; what it logs is logged by the server."""
+"""Takes descriptors, by position, and takes and gives what JSON can carry; what it logs is logged
+by the server."""
 
 
 class Sent(int):
@@ -63,12 +67,16 @@ class Outside:
             for name in group
         }
 
-    def call(self, name: str, **arguments: Any) -> Any:
-        """Have a task done, and return what it gives.
+    def call(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> Any:
+        """Have a task done, and return what it gives. Of ``fds`` it gets copies for the time.
 
         OSError as the task raised it; EPIPE if the process is gone.
         """
-        return self._of[name].call(name, arguments)
+        return self._of[name].call(name, fds, arguments)
+
+    def tell(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> None:
+        """Have a task done, and do not wait: what comes of it is not known."""
+        self._of[name].tell(name, fds, arguments)
 
     def close(self) -> None:
         """Let the process end, and wait until it has."""
@@ -82,10 +90,19 @@ class _Channel:
         self._socket = ours
         self._lock = threading.Lock()
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
+    def tell(self, name: str, sent: Sequence[int], arguments: Mapping[str, Any]) -> None:
+        with self._lock, contextlib.suppress(ConnectionError):
+            self._send(name, sent, arguments, answer=False)
+
+    def _send(
+        self, name: str, sent: Sequence[int], arguments: Mapping[str, Any], *, answer: bool
+    ) -> None:
+        socket.send_fds(self._socket, [json.dumps([name, arguments, answer]).encode()], sent)
+
+    def call(self, name: str, sent: Sequence[int], arguments: Mapping[str, Any]) -> Any:
         with self._lock:
             try:
-                self._socket.send(json.dumps([name, arguments]).encode())
+                self._send(name, sent, arguments, answer=True)
                 message, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 1)
             except ConnectionError:
                 message = b""
@@ -159,9 +176,18 @@ class _Collector(logging.Handler):
 
 
 def _serve(channel: socket.socket, tasks: Mapping[str, Task]) -> None:
-    while message := channel.recv(MAX_MESSAGE):
+    while True:
+        message, got, _, _ = socket.recv_fds(channel, MAX_MESSAGE, MAX_FDS)
+        if not message:
+            return
         fds: list[int] = []
-        answer = _answer(message, tasks, fds)
+        name, arguments, wanted = json.loads(message)
+        answer = _answer(partial(tasks[name], *got, **arguments), name, fds)
+        for fd in got:
+            with contextlib.suppress(OSError):  # of whoever wrote to that file
+                os.close(fd)
+        if not wanted:
+            continue
         answer["log"], _said.lines = _said.lines, []
         try:
             socket.send_fds(channel, [json.dumps(answer).encode()], fds)
@@ -171,10 +197,9 @@ def _serve(channel: socket.socket, tasks: Mapping[str, Task]) -> None:
             os.close(fd)
 
 
-def _answer(message: bytes, tasks: Mapping[str, Task], fds: list[int]) -> dict[str, Any]:
-    name, arguments = json.loads(message)
+def _answer(task: Callable[[], Any], name: str, fds: list[int]) -> dict[str, Any]:
     try:
-        value = tasks[name](**arguments)
+        value = task()
     except OSError as exc:
         return {"error": [exc.errno or errno.EIO, exc.strerror or str(exc), exc.filename]}
     except Exception as exc:

@@ -2,6 +2,7 @@
 
 #define UF_TAG_REQUEST ...
 #define UF_NO_SLOT ...
+#define UF_TAG_REFUSED ...
 #define UF_PAGE ...
 #define UF_IN_SIZE ...
 #define UF_OPCODES ...
@@ -30,6 +31,11 @@ struct uf_pump {
     uint32_t fixed_base;
     bool fast;
     struct uf_handles handles;
+    uint32_t first_entry;
+    uint32_t queues;
+    uint32_t entries;
+    uint32_t held;
+    bool over_io_uring;
     uint32_t offered;
     uint32_t spares;
     bool armed;
@@ -50,3 +56,4 @@ int uf_pump_stop(struct uf_pump *p);
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
 int uf_pump_drop(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
+int uf_pump_register(struct uf_pump *p, uint32_t queues);

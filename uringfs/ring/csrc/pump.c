@@ -23,7 +23,7 @@
  * kernel still uses it, and that a reply goes out before its transfer has ended. Hence every
  * completion is held against the state of its slot, and nobody who waits is left without a reply:
  * where there is no room to queue one, it is written at once. */
-#include "pump.h"
+#include "entry.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -49,16 +49,6 @@ struct write_reply {
     struct fuse_write_out out;
 };
 
-static uint8_t *slot_base(const struct uf_pump *p, uint32_t slot)
-{
-    return p->memory + (size_t)slot * p->slot_size;
-}
-
-static uint8_t *slot_data(const struct uf_pump *p, uint32_t slot)
-{
-    return slot_base(p, slot) + UF_PAGE;
-}
-
 static uint64_t clock_ns(void)
 {
     struct timespec ts;
@@ -82,7 +72,7 @@ static void offer_slots(struct uf_pump *p)
     int mask = (int)p->free_ring_size - 1, added = 0;
     for (; p->spares && p->offered < p->window; p->offered++) {
         uint16_t slot = p->spare[--p->spares];
-        io_uring_buf_ring_add(p->free_ring, slot_data(p, slot) - UF_IN_SIZE,
+        io_uring_buf_ring_add(p->free_ring, uf_slot_data(p, slot) - UF_IN_SIZE,
                               p->max_transfer + UF_IN_SIZE, slot, mask, added++);
     }
     if (added)
@@ -106,36 +96,18 @@ static void watch_window(struct uf_pump *p)
 /* The request is done with; settle() may offer its slot to the kernel again. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
-    struct uf_slot *s = &p->slots[slot];
-    uint64_t ns = p->now_ns > s->arrived_ns ? p->now_ns - s->arrived_ns : 1;
-    unsigned bucket = 63u - (unsigned)__builtin_clzll(ns);
-    p->latency[s->opcode][bucket < UF_BUCKETS ? bucket : UF_BUCKETS - 1]++;
+    uf_pump_count(p, slot);
     put_slot(p, slot);
 }
 
 /* -- queueing --------------------------------------------------------------------------------- */
-
-/* Room for a chain of n: a chain may not be cut by a submission in its middle. */
-static bool make_room(struct uf_pump *p, unsigned n)
-{
-    if (io_uring_sq_space_left(&p->ring->uring) >= n)
-        return true;
-    uf_flush(p->ring);
-    return io_uring_sq_space_left(&p->ring->uring) >= n;
-}
-
-/* The serial keeps completions of a pump that was closed from the next one on the same ring. */
-static uint64_t user_data(const struct uf_pump *p, unsigned tag, uint32_t slot)
-{
-    return (uint64_t)tag << UF_TAG_SHIFT | (uint64_t)p->serial << 32 | slot;
-}
 
 static struct io_uring_sqe *queue(struct uf_pump *p, unsigned tag, uint32_t slot, uint8_t opcode,
                                   int fd, const void *addr, uint32_t length, uint64_t offset)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring->uring);
     io_uring_prep_rw(opcode, sqe, fd, addr, length, offset);
-    io_uring_sqe_set_data64(sqe, user_data(p, tag, slot));
+    io_uring_sqe_set_data64(sqe, uf_pump_data(p, tag, slot));
     return sqe;
 }
 
@@ -143,7 +115,7 @@ static struct io_uring_sqe *queue(struct uf_pump *p, unsigned tag, uint32_t slot
  * looking its pages up. */
 static void use_fixed(const struct uf_pump *p, struct io_uring_sqe *sqe, uint32_t slot)
 {
-    uint64_t end = sqe->addr + sqe->len - (uint64_t)(uintptr_t)slot_base(p, slot);
+    uint64_t end = sqe->addr + sqe->len - (uint64_t)(uintptr_t)uf_slot_base(p, slot);
     if (end > p->fixed_bytes)
         return;
     sqe->opcode = sqe->opcode == IORING_OP_READ ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED;
@@ -163,7 +135,7 @@ static struct io_uring_sqe *queue_on_device(struct uf_pump *p, unsigned tag, uin
 static void queue_cancel(struct uf_pump *p, unsigned tag, uint32_t slot)
 {
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IGNORE, 0, IORING_OP_ASYNC_CANCEL, -1, NULL, 0, 0);
-    sqe->addr = user_data(p, tag, slot);
+    sqe->addr = uf_pump_data(p, tag, slot);
 }
 
 static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t length, int error)
@@ -180,8 +152,12 @@ static void finish_reply(struct uf_pump *p, uint32_t slot, int res);
 static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length,
                        enum uf_slot_state state)
 {
+    if (uf_is_entry(p, slot)) {
+        uf_entry_commit(p, slot, reply, length);
+        return;
+    }
     p->slots[slot].state = state;
-    if (make_room(p, 1)) {
+    if (uf_pump_room(p, 1)) {
         /* Not as a registered buffer: the device takes only memory it can look up itself. */
         queue_on_device(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, reply, length);
         p->ring->at_once++;
@@ -193,7 +169,7 @@ static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint
 
 static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot_state state)
 {
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
     fill_header(out, p->slots[slot].unique, sizeof(*out), error);
     send_reply(p, slot, out, sizeof(*out), state);
 }
@@ -226,6 +202,8 @@ static void unclaim(struct uf_pump *p, uint32_t slot)
 static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *transfer,
                         const void *reply, uint32_t length)
 {
+    if (uf_is_entry(p, slot))
+        return;
     transfer->flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
     queue_on_device(p, UF_TAG_CHAINED, slot, IORING_OP_WRITE, reply, length);
 }
@@ -242,7 +220,7 @@ static void count_bytes(struct uf_pump *p, const struct uf_slot *s, uint32_t byt
 static void finish_io(struct uf_pump *p, uint32_t slot, int res)
 {
     struct uf_slot *s = &p->slots[slot];
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
     uint32_t length = sizeof(*out);
     unclaim(p, slot);
     if (res < 0) {
@@ -250,7 +228,7 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
         return;
     }
     if (s->opcode == FUSE_READ) {
-        out = (struct fuse_out_header *)slot_data(p, slot) - 1;
+        out = (struct fuse_out_header *)uf_slot_data(p, slot) - 1;
         length += (uint32_t)res;
     } else if (s->opcode == FUSE_WRITE) {
         ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
@@ -265,7 +243,7 @@ static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handl
                          uint32_t size, uint64_t offset)
 {
     struct uf_slot *s = &p->slots[slot];
-    uint8_t *data = slot_data(p, slot);
+    uint8_t *data = uf_slot_data(p, slot);
     ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
                                           : pwrite(h->fd, data, size, (off_t)offset);
     p->fast_requests[s->opcode]++;
@@ -279,13 +257,13 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = uf_to_read(&p->handles, in->nodeid, &arg);
     if (in->len != UF_IN_SIZE || !h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
-        !make_room(p, 2))
+        !uf_pump_room(p, 2))
         return false;
     if (uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
-    uint8_t *data = slot_data(p, slot);
+    uint8_t *data = uf_slot_data(p, slot);
     struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
     claim(p, slot, h, arg.size);
     fill_header(out, in->unique, (uint32_t)sizeof(*out) + arg.size, 0);
@@ -303,18 +281,18 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = uf_to_write(&p->handles, in->nodeid, &arg);
     if (!h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
-        in->len != UF_IN_SIZE + arg.size || !make_room(p, 2))
+        in->len != UF_IN_SIZE + arg.size || !uf_pump_room(p, 2))
         return false;
     if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) && uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
-    struct write_reply *reply = (struct write_reply *)slot_base(p, slot);
+    struct write_reply *reply = (struct write_reply *)uf_slot_base(p, slot);
     claim(p, slot, h, arg.size);
     fill_header(&reply->header, in->unique, sizeof(*reply), 0);
     reply->out = (struct fuse_write_out){.size = arg.size};
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_WRITE, h->fd,
-                                     slot_data(p, slot), arg.size, arg.offset);
+                                     uf_slot_data(p, slot), arg.size, arg.offset);
     use_fixed(p, sqe, slot);
     uf_as_asked(&p->handles, h, &arg, sqe);
     queue_chain(p, slot, sqe, reply, sizeof(*reply));
@@ -328,7 +306,7 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
     struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
-    if (in->len != sizeof(*in) + sizeof(arg) || !h || !make_room(p, 1))
+    if (in->len != sizeof(*in) + sizeof(arg) || !h || !uf_pump_room(p, 1))
         return false;
     claim(p, slot, h, 0);
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_FSYNC, h->fd, NULL, 0, 0);
@@ -383,7 +361,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
     if (in->len != UF_IN_SIZE || !h || p->ring->transfers || arg.size < UF_LEAST_LISTING ||
         raw_at + arg.size > p->max_transfer)
         return false;
-    uint8_t *data = slot_data(p, slot), *raw = data + raw_at;
+    uint8_t *data = uf_slot_data(p, slot), *raw = data + raw_at;
     struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
     ssize_t length = lseek(h->fd, (off_t)arg.offset, SEEK_SET) < 0
                          ? -1
@@ -403,7 +381,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
  * is read once, into a copy: the reply to a READ is written over the end of its own request. */
 static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
 {
-    const uint8_t *message = slot_data(p, slot) - UF_IN_SIZE;
+    const uint8_t *message = uf_slot_data(p, slot) - UF_IN_SIZE;
     struct uf_slot *s = &p->slots[slot];
     struct fuse_in_header in;
     memcpy(&in, message, sizeof(in));
@@ -480,7 +458,7 @@ static void widen(struct uf_pump *p)
         p->starved++;
     else if (p->ring->transfers)
         p->window = UF_WINDOW;
-    else if (p->window < p->slot_count)
+    else if (p->window < p->first_entry)
         p->window *= 2;
 }
 
@@ -529,6 +507,24 @@ static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint6
     return true;
 }
 
+/* A command of FUSE over io_uring: a request, or the end of its entry. */
+static bool take_entry(struct uf_pump *p, uint32_t slot, int entry_res, uint64_t *data,
+                       int32_t *res)
+{
+    uint32_t length;
+    bool refused;
+    if (!uf_entry_take(p, slot, entry_res, &length, &refused)) {
+        *data = (uint64_t)UF_TAG_REFUSED << UF_TAG_SHIFT;
+        *res = entry_res;
+        return refused;
+    }
+    if (start_request(p, slot, length))
+        return false;
+    *data = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | slot;
+    *res = (int32_t)length;
+    return true;
+}
+
 bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_t *data,
                       int32_t *res)
 {
@@ -548,6 +544,8 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
         p->ring->at_once--;
         finish_reply(p, slot, cqe->res);
         return false;
+    case UF_TAG_ENTRY:
+        return take_entry(p, slot, cqe->res, data, res);
     default:
         return false;
     }
@@ -555,7 +553,7 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
 
 static int arm(struct uf_pump *p)
 {
-    if (!make_room(p, 1))
+    if (!uf_pump_room(p, 1))
         return -EBUSY;
     struct io_uring_sqe *sqe =
         queue_on_device(p, UF_TAG_DEVICE, 0, UF_OP_READ_MULTISHOT, NULL, 0);
@@ -568,6 +566,7 @@ static int arm(struct uf_pump *p)
 int uf_pump_settle(struct uf_pump *p)
 {
     offer_slots(p);
+    uf_entries_settle(p);
     if (!p->armed && !p->stopping && p->offered)
         return arm(p);
     return 0;
@@ -580,15 +579,16 @@ int uf_pump_settle(struct uf_pump *p)
 void uf_pump_mend(struct uf_pump *p)
 {
     struct io_uring_sq *sq = &p->ring->uring.sq;
-    struct io_uring_sqe *sqe = &sq->sqes[*sq->khead & *sq->kring_mask];
+    unsigned wide = p->ring->setup_flags & IORING_SETUP_SQE128 ? 1 : 0;
+    struct io_uring_sqe *sqe = &sq->sqes[(*sq->khead & *sq->kring_mask) << wide];
     if (!io_uring_sq_ready(&p->ring->uring) || sqe->user_data >> UF_TAG_SHIFT != UF_TAG_CHAINED)
         return;
     uint32_t slot = (uint32_t)sqe->user_data;
-    struct fuse_out_header *out = (struct fuse_out_header *)slot_base(p, slot);
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
     fill_header(out, p->slots[slot].unique, sizeof(*out), -EIO);
     sqe->addr = (uint64_t)(uintptr_t)out;
     sqe->len = sizeof(*out);
-    io_uring_sqe_set_data64(sqe, user_data(p, UF_TAG_IGNORE, 0));
+    io_uring_sqe_set_data64(sqe, uf_pump_data(p, UF_TAG_IGNORE, 0));
     unclaim(p, slot);
     p->slots[slot].state = UF_SLOT_LOST;
 }
@@ -603,12 +603,12 @@ void uf_pump_tick(struct uf_pump *p)
 static int set_up(struct uf_pump *p)
 {
     uint32_t size = 1;
-    while (size < p->slot_count)
+    while (size < p->first_entry)
         size *= 2;
     p->free_ring_size = size;
     p->serial = p->ring->pumps++ & UF_SERIAL_MASK;
     p->slots = calloc(p->slot_count, sizeof(*p->slots));
-    p->spare = calloc(p->slot_count, sizeof(*p->spare));
+    p->spare = calloc(p->first_entry, sizeof(*p->spare));
     p->window = p->least_offered = UF_WINDOW;
     p->free_ring = mmap(NULL, size * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE,
                         MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
@@ -621,7 +621,7 @@ static int set_up(struct uf_pump *p)
     int rc = io_uring_register_buf_ring(&p->ring->uring, &reg, 0);
     if (rc < 0)
         return rc;
-    for (uint32_t slot = p->slot_count; slot-- > 0;)
+    for (uint32_t slot = p->first_entry; slot-- > 0;)
         put_slot(p, slot);
     p->ring->pump = p;
     return 0;
@@ -648,7 +648,7 @@ int uf_pump_stop(struct uf_pump *p)
     p->stopping = true;
     if (!p->armed)
         return 0;
-    if (!make_room(p, 1))
+    if (!uf_pump_room(p, 1))
         return -EBUSY;
     queue_cancel(p, UF_TAG_DEVICE, 0);
     return 0;
@@ -660,7 +660,7 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON ||
         length > p->slot_size || offset > p->slot_size - length)
         return -EINVAL;
-    send_reply(p, slot, slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
+    send_reply(p, slot, uf_slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
     return 0;
 }
 
@@ -669,7 +669,10 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
         return -EINVAL;
-    free_slot(p, slot);
+    if (uf_is_entry(p, slot))
+        send_error(p, slot, -EIO, UF_SLOT_REPLY); /* FORGET comes by the device */
+    else
+        free_slot(p, slot);
     return 0;
 }
 
@@ -681,7 +684,7 @@ int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
     for (uint32_t slot = 0; slot < p->slot_count; slot++) {
         if (p->slots[slot].state != UF_SLOT_IO || (unique && p->slots[slot].unique != unique))
             continue;
-        if (!make_room(p, 1))
+        if (!uf_pump_room(p, 1))
             return -EBUSY;
         queue_cancel(p, UF_TAG_IO, slot);
         found++;
@@ -694,6 +697,7 @@ void uf_pump_close(struct uf_pump *p)
 {
     for (uint32_t slot = 0; p->slots && slot < p->slot_count; slot++)
         unclaim(p, slot);
+    uf_entries_close(p);
     if (p->ring->pump == p) {
         uf_pump_stop(p);
         uf_flush(p->ring);
@@ -708,6 +712,7 @@ void uf_pump_close(struct uf_pump *p)
     p->free_ring = NULL;
     p->slots = NULL;
     p->spare = NULL;
-    p->slot_count = p->spares = p->offered = 0;
+    p->slot_count = p->first_entry = p->spares = p->offered = 0;
+    p->entries = p->held = p->uncommitted = 0;
     p->armed = false;
 }

@@ -28,6 +28,8 @@ enum uf_slot_state {
     UF_SLOT_REPLY,      /* its reply is */
     UF_SLOT_LAST_REPLY, /* its reply was refused; now it gets EIO, or nothing */
     UF_SLOT_LOST,       /* answered, but the kernel may still use the memory: uf_pump_mend() */
+    UF_SLOT_UNCOMMITTED, /* an entry whose reply there was no room for */
+    UF_SLOT_GONE,       /* an entry that is none any more */
 };
 
 struct uf_slot {
@@ -52,6 +54,15 @@ struct uf_pump {
     bool fast;               /* false: Python answers everything (--no-async-io) */
     struct uf_handles handles;
 
+    /* FUSE over io_uring, see entry.c. Without it first_entry is slot_count. */
+    uint32_t first_entry;
+    uint32_t queues;
+    uint32_t entries;
+    uint32_t held;        /* entries that the kernel may fill */
+    uint32_t uncommitted;
+    struct iovec *iovecs;
+    bool over_io_uring;   /* a request has come that way */
+
     struct uf_slot *slots;
     uint32_t serial; /* of this pump among those its ring has had */
     struct io_uring_buf_ring *free_ring;
@@ -74,6 +85,40 @@ struct uf_pump {
     uint64_t starved; /* times the device had to wait for a free slot */
     uint64_t refused; /* replies that the kernel could not read; EIO went instead */
 };
+
+static inline uint8_t *uf_slot_base(const struct uf_pump *p, uint32_t slot)
+{
+    return p->memory + (size_t)slot * p->slot_size;
+}
+
+static inline uint8_t *uf_slot_data(const struct uf_pump *p, uint32_t slot)
+{
+    return uf_slot_base(p, slot) + UF_PAGE;
+}
+
+/* Room for a chain of n: a chain may not be cut by a submission in its middle. */
+static inline bool uf_pump_room(struct uf_pump *p, unsigned n)
+{
+    if (io_uring_sq_space_left(&p->ring->uring) >= n)
+        return true;
+    uf_flush(p->ring);
+    return io_uring_sq_space_left(&p->ring->uring) >= n;
+}
+
+/* The serial keeps completions of a pump that was closed from the next one on the same ring. */
+static inline uint64_t uf_pump_data(const struct uf_pump *p, unsigned tag, uint32_t slot)
+{
+    return (uint64_t)tag << UF_TAG_SHIFT | (uint64_t)p->serial << 32 | slot;
+}
+
+/* Note how long a request took that is done with. */
+static inline void uf_pump_count(struct uf_pump *p, uint32_t slot)
+{
+    struct uf_slot *s = &p->slots[slot];
+    uint64_t ns = p->now_ns > s->arrived_ns ? p->now_ns - s->arrived_ns : 1;
+    unsigned bucket = 63u - (unsigned)__builtin_clzll(ns);
+    p->latency[s->opcode][bucket < UF_BUCKETS ? bucket : UF_BUCKETS - 1]++;
+}
 
 int uf_pump_open(struct uf_pump *p);
 void uf_pump_close(struct uf_pump *p);

@@ -1,0 +1,101 @@
+"""What is chosen at the start, and the reason that is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from uringfs.choices import Chosen, choose
+from uringfs.config import Config, ServerConfig
+from uringfs.errors import UserError
+
+
+def chosen(
+    config: Config = Config(),  # noqa: B008 - frozen
+    carrier: str = "dev",
+    ring_refused: str | None = None,
+    **options: Any,
+) -> Chosen:
+    server = dataclasses.replace(ServerConfig(), **options)
+    return choose(config, server, carrier, ring_refused)
+
+
+def test_the_defaults() -> None:
+    values = [choice.value for choice in chosen(fuse_uring="off")]
+    assert values == ["dev", "io_uring", "C", "/dev/fuse", "auto"]
+    assert all(choice.why for choice in chosen())
+
+
+def test_one_line_for_each() -> None:
+    lines = chosen(ring_refused="no such call").lines()
+    assert lines[1] == "io: system calls (no such call)"
+    assert lines[2] == "data: Python (the pump works on io_uring)"
+    assert len(lines) == len(Chosen._fields)
+
+
+@pytest.mark.parametrize(
+    ("carrier", "options", "value", "why"),
+    [
+        ("dev", {"kernel_passthrough": "on"}, "on", "by the kernel"),
+        ("dev", {"kernel_passthrough": "off"}, "off", "kernel_passthrough=off"),
+        ("pyfuse3", {"session": "pyfuse3"}, "off", "session=pyfuse3"),
+        ("vhost", {}, "off", "guest"),
+    ],
+)
+def test_kernel_passthrough(carrier: str, options: dict[str, Any], value: str, why: str) -> None:
+    choice = chosen(carrier=carrier, **options).kernel_passthrough
+    assert choice.value == value
+    assert why in choice.why
+
+
+@pytest.mark.parametrize("name", ["writeback", "no_open", "killpriv_v2", "seal_size"])
+def test_what_kernel_passthrough_does_not_go_with(name: str) -> None:
+    options: dict[str, Any] = {name: True}
+    config = Config(**options)
+    choice = chosen(config).kernel_passthrough
+    assert (choice.value, choice.why.split(":")[0]) == ("off", name)
+    with pytest.raises(UserError, match=f"kernel_passthrough=on: {name}: "):
+        chosen(config, kernel_passthrough="on")
+    assert chosen(config, kernel_passthrough="off").kernel_passthrough.value == "off"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all"),
+        ("unshare", "--user", "--map-root-user"),
+    ],
+    ids=["without the capability", "in a user namespace"],
+)
+def test_kernel_passthrough_takes_a_capability(command: tuple[str, ...]) -> None:
+    code = (
+        "from uringfs.choices import choose; from uringfs.config import Config, ServerConfig;"
+        "print(choose(Config(), ServerConfig(), 'dev', None).kernel_passthrough)"
+    )
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "off (it takes CAP_SYS_ADMIN outside of any user namespace)\n"
+
+
+@pytest.mark.parametrize(
+    ("carrier", "options", "why"),
+    [
+        ("dev", {"fuse_uring": "off"}, "fuse_uring=off"),
+        ("pyfuse3", {}, "session=pyfuse3"),
+        ("dev", {"supervise": True}, "supervise"),
+    ],
+)
+def test_requests_come_by_the_device(carrier: str, options: dict[str, Any], why: str) -> None:
+    choice = chosen(carrier=carrier, **options).requests
+    assert choice.value == "/dev/fuse"
+    assert why in choice.why
+
+
+def test_requests_over_io_uring_cannot_be_had() -> None:
+    with pytest.raises(UserError, match="fuse_uring=on: supervise: "):
+        chosen(fuse_uring="on", supervise=True)
