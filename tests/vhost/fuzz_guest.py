@@ -95,7 +95,7 @@ class HostileGuest:
     def witness(self) -> None:
         """The other queue still answers."""
         error, _ = self.machine.ask(Opcode.GETATTR, abi.GETATTR_IN.pack(0, 0), queue=WITNESS)
-        assert error == 0
+        assert error == 0, f"error {error}"
 
     # A chain
 
