@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from uringfs.choices import Chosen, choose
-from uringfs.config import Config, ServerConfig
+from uringfs.config import CachePolicy, Config, ServerConfig
 from uringfs.errors import UserError
 
 
@@ -50,6 +50,12 @@ def test_kernel_passthrough(carrier: str, options: dict[str, Any], value: str, w
     choice = chosen(carrier=carrier, **options).kernel_passthrough
     assert choice.value == value
     assert why in choice.why
+
+
+def test_a_cache_that_is_kept_is_as_fast() -> None:
+    config = Config(cache_policy=CachePolicy.ALWAYS)
+    assert chosen(config).kernel_passthrough.value == "off"
+    assert chosen(config, kernel_passthrough="on").kernel_passthrough.value == "on"
 
 
 @pytest.mark.parametrize("name", ["writeback", "no_open", "killpriv_v2", "seal_size"])

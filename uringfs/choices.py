@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from uringfs.config import Config, ServerConfig
+from uringfs.config import CachePolicy, Config, ServerConfig
 from uringfs.errors import Exit, UserError
 from uringfs.sandbox.capabilities import has_capability
 
@@ -138,6 +138,8 @@ def _passthrough(config: Config, server: ServerConfig, session: Choice) -> Choic
     if wanted == "off":
         return Choice("off", "kernel_passthrough=off")
     refusal = _no_passthrough(config, session)
+    if refusal is None and wanted == "auto" and config.cache_policy is CachePolicy.ALWAYS:
+        return Choice("off", "cache_policy=always: what the kernel has cached it keeps")
     if refusal is None:
         return Choice(wanted, _PASSED[wanted])
     if wanted == "on":

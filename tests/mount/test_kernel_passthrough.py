@@ -146,6 +146,26 @@ def test_a_small_file_that_is_open_stays_as_it_is(
         assert shared_mount.status()["backed"] == 1
 
 
+def test_what_was_cached_before_is_not_shown_again(shared_mount: Mounted, path: Path) -> None:
+    """A small file is read by the server, written by the kernel, and read again."""
+    small = path.with_name("small")
+    (shared_mount.source / small.relative_to(shared_mount.path)).write_bytes(b"before")
+    for content in (b"before", b"after!", b"at last"):
+        with opened(small, os.O_WRONLY) as fd:
+            os.write(fd, content)
+        assert small.read_bytes() == content
+
+
+@ALONE
+def test_nor_what_was_to_be_kept(new_mount: NewMount, without_handles: Path) -> None:
+    """One source has files that cannot be passed through, and its cache would be kept."""
+    (without_handles / "file").write_bytes(b"before")
+    mounted = new_mount("--cache-policy=always", "--kernel-passthrough=on", source=without_handles)
+    assert (mounted.path / "file").read_bytes() == b"before"
+    made = requests_of(mounted, (mounted.path / "file").read_bytes)
+    assert made["read"] == 1
+
+
 def test_what_is_mapped_stays_whole_when_it_is_closed(path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     with mmap.mmap(fd, PAGE) as mapped:

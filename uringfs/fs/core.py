@@ -307,13 +307,15 @@ class Core:
     def _fopen(self, flags: int) -> Fopen:
         """How the kernel is to treat a file opened with ``flags``, by the cache policy.
 
-        For O_DIRECT alone the kernel would send one write at a time.
+        For O_DIRECT alone the kernel would send one write at a time. Where files can have a backing
+        file, one that has none is not kept: it may have been written by way of one meanwhile.
         """
         policy = self.config.cache_policy
         uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
         if uncached or not policy.caches_files:
             return _UNCACHED
-        return Fopen.KEEP_CACHE if policy is CachePolicy.ALWAYS else _NOTHING_SPECIAL
+        keep = policy is CachePolicy.ALWAYS and not self.features.passthrough
+        return Fopen.KEEP_CACHE if keep else _NOTHING_SPECIAL
 
     def _fopen_backed(self, flags: int) -> Fopen:
         """The same for one that has a backing file: for some, the kernel only maps that."""
