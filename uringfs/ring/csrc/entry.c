@@ -141,6 +141,10 @@ bool uf_entry_take(struct uf_pump *p, uint32_t slot, int res, uint32_t *length, 
 {
     p->held--;
     *refused = !is_the_end(res);
+    if (res == -EAGAIN && queue_command(p, slot, UF_CMD_REGISTER, 0)) {
+        *refused = false; /* the reply to INIT has not been read yet */
+        return false;
+    }
     if (res < 0) {
         p->entries--;
         p->slots[slot].state = UF_SLOT_GONE;
@@ -185,6 +189,4 @@ void uf_entries_close(struct uf_pump *p)
         sqe->cancel_flags = UF_CANCEL_ALL_OF_FILE;
         io_uring_sqe_set_data64(sqe, uf_pump_data(p, UF_TAG_IGNORE, 0));
     }
-    free(p->iovecs);
-    p->iovecs = NULL;
 }

@@ -23,7 +23,7 @@ void uf_entry_commit(struct uf_pump *p, uint32_t slot, const void *reply, uint32
 bool uf_entry_take(struct uf_pump *p, uint32_t slot, int res, uint32_t *length, bool *refused);
 /* Before a submission: hand on what there was no room for. */
 void uf_entries_settle(struct uf_pump *p);
-/* Before the slots are freed. */
+/* Before the last submission: have the kernel let go of all entries. */
 void uf_entries_close(struct uf_pump *p);
 
 int uf_pump_register(struct uf_pump *p, uint32_t queues);

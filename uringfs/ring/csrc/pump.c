@@ -709,7 +709,9 @@ void uf_pump_close(struct uf_pump *p)
         munmap(p->free_ring, p->free_ring_size * sizeof(struct io_uring_buf));
     free(p->slots);
     free(p->spare);
+    free(p->iovecs);
     p->free_ring = NULL;
+    p->iovecs = NULL;
     p->slots = NULL;
     p->spare = NULL;
     p->slot_count = p->first_entry = p->spares = p->offered = 0;
