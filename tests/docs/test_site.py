@@ -48,6 +48,10 @@ def test_nothing_comes_from_elsewhere(site: Path) -> None:
 
 
 def test_pictures_are_drawn_and_described(site: Path) -> None:
-    [picture] = (ROOT / "docs/images").glob("*.svg")
-    assert (site / "images" / picture.name).exists()
-    assert "<title>" in picture.read_text()
+    pictures = list((ROOT / "docs/images").glob("*.svg"))
+    assert pictures
+    shown = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    for picture in pictures:
+        assert (site / "images" / picture.name).exists()
+        assert re.search(r"<title>.|aria-label=\".", picture.read_text()), picture
+        assert re.search(rf"!\[\w[^]]+\]\(images/{picture.name}\)", shown), picture
