@@ -1,4 +1,4 @@
-"""``python -m perf``: run, ring, vhost, scale, report, compare, list, smoke, soak."""
+"""``python -m perf``: run, ring, vhost, scale, report, compare, list, smoke, soak, leaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from perf import cases, compare, fio, metadata, proc, report, scale, soak, targets
+from perf import cases, compare, fio, leaks, metadata, proc, report, scale, soak, targets
 from perf.join import joined
 from perf.measure import Sampler, Settings
 from perf.model import Fault, Run
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scale(commands)
     _add_readers(commands)
     _add_soak(commands)
+    _add_leaks(commands)
     smoke = commands.add_parser("smoke", help="seconds: does the harness itself work?")
     smoke.add_argument("--hp", type=Path, metavar="PATH")
     smoke.add_argument("--work", type=Path, default=Path("/var/tmp"), metavar="DIR")
@@ -84,6 +85,26 @@ def _soak(args: argparse.Namespace) -> int:
     outcome = soak.Soak(settings).run()
     print(soak.render(outcome))
     return 1 if outcome.errors else 0
+
+
+def _add_leaks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "leaks", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="what a server has left over after many operations of all kinds",
+        description="Exit status 1 if descriptors, memory or anything registered has grown.",
+    )  # fmt: skip
+    add = command.add_argument
+    add("--operations", type=int, default=1_000_000, metavar="N")
+    add("--flags", default="", metavar="WORDS", help="for uringfs mount")
+    add("--work", type=Path, default=Path("/var/tmp"), metavar="DIR")
+    command.set_defaults(run=_leaks)
+
+
+def _leaks(args: argparse.Namespace) -> int:
+    samples = leaks.run(leaks.Settings(args.operations, args.work, args.flags.split()))
+    grown = leaks.growth(samples)
+    print(samples[leaks.WARM_STEPS], samples[-1], f"grown: {grown or 'nothing'}", sep="\n")
+    return 1 if grown else 0
 
 
 def _add_targets(parser: argparse.ArgumentParser, default: str) -> None:

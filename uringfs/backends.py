@@ -41,8 +41,10 @@ class Backends:
     def probe(self, state: State | None) -> None:
         """Make a ring, even if it is not wanted yet: from inside the sandbox none can be made.
 
-        ``state`` outlives the server. UserError where a ring was asked for and cannot be had.
+        ``state`` outlives the server. UserError where a ring was asked for and cannot be had: by
+        the first server, since another has a mount in use to go on with.
         """
+        follows = state is not None and state.lives.get() > 0
         if self._server.async_io is False:
             with contextlib.suppress(UserError):
                 self._spare = self._new_ring(state)
@@ -50,7 +52,7 @@ class Backends:
         try:
             self.ring = self._new_ring(state)
         except UserError as exc:
-            if self._server.async_io:
+            if self._server.async_io and not follows:
                 raise UserError(exc.status, f"--async-io: {exc}") from exc
             log.warning("going on with synchronous I/O: %s", exc)
 

@@ -397,6 +397,7 @@ class Server:
             "async_io": "on" if self._is_async else "off",
             "io": self._fs.io.name,
             "ring": self._backends.describe(),
+            "personalities": self._backends.ring.personalities if self._backends.ring else 0,
             "options": options,
             "inodes": self._fs.inode_count,
             "handles": len(self._fs.handles),

@@ -181,6 +181,14 @@ def test_other_memory_is_refused(state: State) -> None:
 def test_the_layout_is_that_of_version_1(state: State) -> None:
     """A successor reads what an older version wrote: what changes here needs another VERSION."""
     assert module.VERSION == 1
+    header = (
+        "device", "lives", "ended_ns", "pause_ns", "supervisor", "starts", "answer",
+        "next_nodeid", "records",
+    )  # fmt: skip
+    for number, name in enumerate((*header, *[""] * 6, "namespace"), start=2):
+        if name:
+            getattr(state, name).set(100 + number)
+            assert os.pread(state.fd, 8, 8 * number) == bytes((100 + number,)) + bytes(7), name
     state.device.set(8)
     state.agreement.set({"a": 1})
     state.inodes.enter(3, 2, 77, 5, 0o100644, 8, 1, 20, 4, b"hand")

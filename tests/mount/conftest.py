@@ -116,10 +116,10 @@ def without_handles(tmp_path: Path) -> Generator[Path]:
         subprocess.run(["umount", "-l", top / "merged"], check=True, timeout=30)
 
 
-@pytest.fixture
-def failing(tmp_path: Path) -> Generator[Path]:
+@contextmanager
+def failing_below(parent: Path) -> Generator[Path]:
     """A directory of the file system in faulty.py."""
-    path = fresh(tmp_path, "failing")
+    path = fresh(parent, "failing")
     with subprocess.Popen(
         [sys.executable, faulty.__file__, path], stdout=subprocess.PIPE, text=True
     ) as server:
@@ -141,6 +141,13 @@ def fuse_uring() -> Generator[None]:
     ENABLE_URING.write_text("Y")
     yield
     ENABLE_URING.write_text(before)
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Generator[Path]:
+    """The same, for one test."""
+    with failing_below(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)

@@ -3,7 +3,8 @@
 ``python faulty.py DIRECTORY`` serves it until it is unmounted. Opening any name works; reading,
 writing and syncing a file called ``EIO`` fails with EIO, and so for every errno. ``half`` reads
 half of what it is asked for; ``slow`` takes a while, and ``most`` reads how many reads of it there
-were at a time. What it lacks (statfs) fails with ENOSYS.
+were at a time. A read of ``stuck`` hangs until somebody writes to ``go``; ``hanging`` reads how
+many do. What it lacks (statfs) fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Faulty(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
         self.names = [b"/"]
-        self.slow = self.most = 0
+        self.slow = self.most = self.hanging = 0
+        self.go = asyncio.Event()
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
         attr = pyfuse3.EntryAttributes()
@@ -61,6 +63,12 @@ class Faulty(pyfuse3.Operations):
         size = max(0, min(size, SIZE - off))
         if name == b"most":
             return b"%d" % self.most
+        if name == b"hanging":
+            return b"%d" % self.hanging
+        if name == b"stuck":
+            self.hanging += 1
+            await self.go.wait()
+            self.hanging -= 1
         if name == b"slow":
             self.slow += 1
             self.most = max(self.most, self.slow)
@@ -70,6 +78,8 @@ class Faulty(pyfuse3.Operations):
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         self._fail(fh)
+        if self.names[fh - 1] == b"go":
+            self.go.set()
         return len(buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:

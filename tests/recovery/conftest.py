@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.mount.conftest import fresh
+from tests.mount.conftest import failing_below, fresh
 from tests.mount.harness import TROUBLE, Mounted, wait_until
 from uringfs.control import ask, socket_path
 
@@ -131,15 +131,24 @@ def verified(top: Path) -> Iterator[None]:
 
 
 class NewSupervised(Protocol):
-    """Makes a supervised mount that lives as long as the test."""
+    """Makes a mount that lives as long as the test, and is supervised if not told otherwise."""
 
-    def __call__(self, *flags: str, source: Path | None = None) -> Supervised: ...
+    def __call__(
+        self, *flags: str, source: Path | None = None, supervise: bool = True
+    ) -> Supervised: ...
 
 
 @pytest.fixture
 def kind() -> tuple[str, ...]:
     """Flags for one way to move data; some tests ask for each."""
     return KINDS["dev-async"]
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Generator[Path]:
+    """A source whose disk fails: see tests/mount/faulty.py."""
+    with failing_below(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture
@@ -159,9 +168,9 @@ def shared_source(tmp_path: Path) -> Generator[Path]:
 def new_supervised(kind: tuple[str, ...], tmp_path: Path) -> Generator[NewSupervised]:
     made: list[Supervised] = []
 
-    def make(*flags: str, source: Path | None = None) -> Supervised:
+    def make(*flags: str, source: Path | None = None, supervise: bool = True) -> Supervised:
         source = source or fresh(tmp_path, "source")
-        words = ("--supervise", *kind, *flags)
+        words = (*(["--supervise"] if supervise else []), *kind, *flags)
         log = tmp_path / f"log{len(made)}"
         made.append(Supervised(source, fresh(tmp_path, "mnt"), log, words))
         made[-1].wait_live()

@@ -6,8 +6,9 @@ are not there, and nothing is entered.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
@@ -172,15 +173,16 @@ class KeptLocks(Locks):
         super().clear()
 
 
-def close_others(state: State, mine: set[int]) -> int:
-    """Close what a dead server had open for its own time: all but ``mine`` and the state's.
+def close_others(state: State, mine: set[int]) -> None:
+    """Close what a dead server had open for its own time: all but ``mine`` and the state's."""
+    close_all(open_descriptors() - mine - state.descriptors() - descriptors(state.handles))
 
-    Returns how many there were.
-    """
-    others = open_descriptors() - mine - state.descriptors() - descriptors(state.handles)
-    for fd in others:
-        os.close(fd)
-    return len(others)
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors of files that may be on a disk that fails, and tells it then."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def open_descriptors() -> set[int]:

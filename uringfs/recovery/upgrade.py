@@ -19,7 +19,7 @@ from typing import Any
 
 from uringfs.errors import Exit, UserError
 from uringfs.fs.handles import descriptors
-from uringfs.fs.kept import open_descriptors
+from uringfs.fs.kept import close_all, open_descriptors
 from uringfs.fs.state import State
 from uringfs.recovery.clone import adopt_orphans
 from uringfs.recovery.supervisor import STOPPING, Supervisor
@@ -76,8 +76,7 @@ def inherit(fd: int) -> State:
         raise UserError(Exit.FAILED, f"cannot go on with what is there: {exc}") from exc
     known = {0, 1, 2, fd, state.namespace.get() - 1}
     known |= state.descriptors() | descriptors(state.handles)
-    for each in inherited - known:
-        os.close(each)
+    close_all(inherited - known)
     for each in inherited & known - {0, 1, 2}:
         os.set_inheritable(each, False)
     return state
@@ -99,8 +98,7 @@ def hand_over(supervisor: Supervisor) -> int | None:
     log.info("process %d supervises from now on", state.supervisor.get())
     if supervisor.waited_for:
         return REPLACED
-    for fd in open_descriptors() - {0, 1, 2}:
-        os.close(fd)
+    close_all(open_descriptors() - {0, 1, 2})
     return _wait_for(child, state)
 
 

@@ -14,6 +14,8 @@ class Registered:
 
     _state: Any
     files: FileTable
+    personalities = 0
+    """How many sets of credentials are registered."""
 
     def _check_thread(self) -> None:
         raise NotImplementedError
@@ -31,6 +33,7 @@ class Registered:
         rc: int = lib.uf_register_personality(self._state)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
+        self.personalities += 1
         return rc
 
     def unregister_personality(self, personality: int) -> None:
@@ -38,6 +41,7 @@ class Registered:
         rc = lib.uf_unregister_personality(self._state, personality)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
+        self.personalities -= 1
 
     def buffers(self, count: int, size: int) -> BufferPool:
         """A pool of `count` page-aligned, registered buffers of `size` bytes.
