@@ -14,22 +14,32 @@ from pathlib import Path
 import pytest
 
 from tests.mount.harness import uringfs, wait_until
+from tests.mount.test_sandbox import field
 from tests.mount.trees import outcome_of
 from tests.recovery.conftest import KINDS, NewSupervised, Supervised, verified
 from uringfs.errors import Exit
 
-FAULT = """
-import ctypes, signal
-signal.signal(signal.SIGUSR2, lambda *_: ctypes.string_at(0))
-"""
+FAULT = "ctypes.string_at(0)"
+REFUSE = "deny_io_uring(errno.EPERM)()"
+
+
+def with_handler(
+    action: str, new_supervised: NewSupervised, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> Supervised:
+    """A mount whose processes do that on SIGUSR2."""
+    (top / "sitecustomize.py").write_text(
+        "import ctypes, errno, signal\n"
+        "from tests.mount.seccomp import deny_io_uring\n"
+        f"signal.signal(signal.SIGUSR2, lambda *_: {action})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{top}:{Path(__file__).parents[2]}")
+    return new_supervised()
 
 
 def test_a_fault_in_compiled_code(
     new_supervised: NewSupervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULT)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    mount = new_supervised()
+    mount = with_handler(FAULT, new_supervised, tmp_path, monkeypatch)
     with open(mount.path / "file", "w+b", buffering=0) as file:
         file.write(b"before ")
         mount.kill_server(signal.SIGUSR2)
@@ -110,35 +120,23 @@ def test_both_end(mount: Supervised, tmp_path: Path) -> None:
         again.end()
 
 
-@contextmanager
-def without_io_uring() -> Iterator[None]:
-    """For new rings, on the whole machine."""
-    switch = Path("/proc/sys/kernel/io_uring_disabled")
-    if not switch.exists():
-        pytest.skip("this kernel cannot turn io_uring off (Linux 6.6 can)")
-    before = switch.read_text()
-    switch.write_text("2")
-    try:
-        yield
-    finally:
-        switch.write_text(before)
-
-
-def test_io_uring_is_turned_off(mount: Supervised) -> None:
+def test_io_uring_is_turned_off(
+    new_supervised: NewSupervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the supervisor and whom it starts, not for the server that there is."""
+    mount = with_handler(REFUSE, new_supervised, tmp_path, monkeypatch)
     with open(mount.path / "file", "w+b", buffering=0) as file:
         file.write(b"ring ")
-        with without_io_uring():
-            mount.ctl("async-io", "off")
-            assert mount.ctl("async-io", "on")["async_io"] == "on", "the ring that it has goes on"
-            file.write(b"ring ")
-            mount.kill_server()
+        mount.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: field(mount.process.pid, "Seccomp") == "2", "the filter")
+        mount.ctl("async-io", "off")
+        assert mount.ctl("async-io", "on")["async_io"] == "on", "the ring that it has goes on"
+        file.write(b"ring ")
+        mount.kill_server()
+        file.write(b"no ring")
         assert mount.ctl("async-io", "status")["async_io"] == "off"
         assert "going on with synchronous I/O" in mount.log()
-        file.write(b"no ring ")
-        mount.kill_server()
-        assert mount.ctl("async-io", "status")["async_io"] == "on"
-        file.write(b"ring")
-        assert os.pread(file.fileno(), 100, 0) == b"ring ring no ring ring"
+        assert os.pread(file.fileno(), 100, 0) == b"ring ring no ring"
 
 
 @pytest.mark.parametrize("kind", [KINDS["dev-async"], KINDS["dev-unpumped"]])
@@ -163,6 +161,10 @@ def clock_set(seconds: float) -> Iterator[None]:
         time.clock_settime(time.CLOCK_REALTIME, wall + time.monotonic() - steady)
 
 
+@pytest.mark.skipif(
+    not os.environ.get("URINGFS_TEST_CLOCK"),
+    reason="sets the clock of the whole machine, for moments: for URINGFS_TEST_CLOCK=1",
+)
 @pytest.mark.parametrize("hours", [1, -1])
 def test_the_clock_jumps(mount: Supervised, hours: int) -> None:
     path = mount.path / "file"
