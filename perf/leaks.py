@@ -181,8 +181,9 @@ def _work(path: Path, rounds: int) -> None:
 def _live(path: Path, number: int, rounds: int) -> None:
     status = 1
     try:
+        os.chdir(path)  # as root: what lies above may be closed to the users
+        top = Path(f"worker{number}")
         for turn in range(rounds):
-            top = path / f"worker{number}"
             top.mkdir()
             top.chmod(0o777)
             user = FIRST_USER + (turn * WORKERS + number) % USERS
