@@ -1,6 +1,8 @@
 """The operations: life of the file system, names, and what it must never open or follow."""
 
 import asyncio
+import contextlib
+import gc
 import os
 import select
 import socket
@@ -107,6 +109,34 @@ def test_directories_have_timeouts_of_their_own(new_tree: NewTree) -> None:
     (tree.top / "file").touch()
     assert tree.look_up("file")[-2:] == (1, 2)
     assert tree.look_up("dir")[-2:] == (3, 4)
+
+
+def test_what_failed_holds_no_descriptor(tree: Tree) -> None:
+    """A cycle would hold them until the collector comes by, and with them what was deleted."""
+    (tree.top / "directory").mkdir()
+    nodeid = tree.look_up("directory").nodeid
+    assert tree.error(tree.fs.lookup(nodeid, b"missing")) == "ENOENT", "threads are there"
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def fail() -> None:
+        for operation in (
+            lambda: tree.fs.lookup(nodeid, b"missing"),
+            lambda: tree.fs.unlink(nodeid, b"missing"),
+            lambda: tree.fs.opendir(nodeid + 1),
+            lambda: tree.fs.mkdir(Caller(0, 0), ROOT_ID, b"directory", 0o755),
+        ):
+            with contextlib.suppress(OSError):
+                await operation()
+
+    gc.disable()
+    try:
+        tree.do(fail())
+        tree.fs.forget(nodeid, 1)
+        held = before - len(os.listdir("/proc/self/fd"))
+    finally:
+        gc.enable()
+    assert held == (not tree.fs.inodes.by_handle)
 
 
 def test_importing_clears_the_umask(tree: Tree) -> None:

@@ -196,7 +196,8 @@ class Core:
         try:
             path = await self.io.openat(dir_fd, name, O_PATH_FLAGS, beneath=beneath)
         except OSError as exc:
-            self.descriptors.make_room(exc)
+            if not self.descriptors.make_room(exc):
+                raise
             path = await self.io.openat(dir_fd, name, O_PATH_FLAGS, beneath=beneath)
         return self._enter(path)
 
@@ -265,7 +266,8 @@ class Core:
         try:
             return await self.io.openat(proc, name, flags, kill_suidgid=kill_suidgid)
         except OSError as exc:
-            self.descriptors.make_room(exc)
+            if not self.descriptors.make_room(exc):
+                raise
             return await self.io.openat(proc, name, flags, kill_suidgid=kill_suidgid)
 
     def _backing_flags(self, flags: int) -> int:

@@ -46,14 +46,15 @@ class Descriptors:
             self._tell()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    def make_room(self, exc: OSError) -> None:
-        """Return if what failed may be tried again; else raise it again."""
+    def make_room(self, exc: OSError) -> bool:
+        """Whether what failed may be tried again; room is made for it."""
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
-            raise exc
+            return False
         self._look_up_limit()
-        if not self.free() and self._is_out():
-            self._tell()
-            raise exc
+        if self.free() or not self._is_out():
+            return True
+        self._tell()
+        return False
 
     def _is_out(self) -> bool:
         """Whether there is really none: others may have made room since it failed."""

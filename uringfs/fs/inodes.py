@@ -139,7 +139,8 @@ class InodeMap:
         try:
             return OwnedFd(self._mount_fds.open(file, os.O_PATH))
         except OSError as exc:
-            self._descriptors.make_room(exc)
+            if not self._descriptors.make_room(exc):
+                raise
             return OwnedFd(self._mount_fds.open(file, os.O_PATH))
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:

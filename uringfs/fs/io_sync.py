@@ -110,6 +110,8 @@ class PooledFileIO(SyncFileIO):
             # A thread cannot be interrupted, and what it works on must stay until it is done.
             await asyncio.wait([running])
             raise
+        finally:
+            del running  # what it failed with refers to this frame: a cycle
 
     def close(self) -> None:
         """Wait for the calls under way and end the threads."""

@@ -44,7 +44,12 @@ class Started(Coroutine[Any, Any, Any]):
         if waiting and isinstance(exc, asyncio.CancelledError) and self._awaited.cancel():
             return self._hand_over()
         self._fresh = False
-        return self._coro.throw(exc)
+        try:
+            return self._coro.throw(exc)
+        finally:
+            # What it raises refers to this frame: with all that the operation holds, descriptors
+            # among it, it would stay until somebody looks for cycles.
+            exc = typ = val = None
 
     def close(self) -> None:
         self._coro.close()

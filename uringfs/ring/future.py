@@ -77,6 +77,7 @@ class FdFuture(RingFuture[int]):
             # descriptor that it has never seen.
             if self.done() and not self.cancelled() and self.exception() is None:
                 os.close(self.result())
+            del self  # what is raised is its own, and refers to this frame: a cycle
             raise
 
     __iter__ = __await__
