@@ -15,8 +15,8 @@ from perf.leaks import ANON_KIB, STEPS, Sample, Settings, growth, run
 def test_nothing_but_memory_is_held_after_some_thousand(
     tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    samples = run(Settings(12_000, tmp_path, flags))
-    assert samples[-1].operations >= 12_000
+    samples = run(Settings(6_000, tmp_path, flags))
+    assert samples[-1].operations >= 6_000
     grown = growth(samples)
     grown.pop("anon_kib", None)  # so few do not yet tell
     assert grown == {}

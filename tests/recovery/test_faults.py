@@ -16,7 +16,7 @@ import pytest
 from tests.mount.harness import uringfs, wait_until
 from tests.mount.test_sandbox import field
 from tests.mount.trees import outcome_of
-from tests.recovery.conftest import KINDS, NewSupervised, Supervised, verified
+from tests.recovery.conftest import NewSupervised, Supervised, verified
 from uringfs.errors import Exit
 
 FAULT = "ctypes.string_at(0)"
@@ -139,7 +139,6 @@ def test_io_uring_is_turned_off(
         assert os.pread(file.fileno(), 100, 0) == b"ring ring no ring"
 
 
-@pytest.mark.parametrize("kind", [KINDS["dev-async"], KINDS["dev-unpumped"]])
 def test_queues_and_slots_are_full(new_supervised: NewSupervised) -> None:
     mount = new_supervised("--ring-entries=8", "--max-requests=4")
     with mount.being_killed(every_s=0.5), verified(mount.path):
