@@ -40,6 +40,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.daemon",
         "uringfs.fuse.mounts",
         "uringfs.logs",
+        "uringfs.observe",
         "uringfs.preflight",
         "uringfs.recovery",
         "uringfs.sandbox",
@@ -69,6 +70,17 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.errors": (),
     "uringfs.limits": ("uringfs.errors",),
     "uringfs.logs": ("uringfs.errors",),
+    "uringfs.observe": (
+        "uringfs.control",
+        "uringfs.fs.passthrough",
+        "uringfs.fuse.abi",
+        "uringfs.fuse.meter",
+        "uringfs.fuse.mounts",
+        "uringfs.fuse.opcodes",
+        "uringfs.fuse.records",
+        "uringfs.observe",
+        *SHARED,
+    ),
     "uringfs.optiondoc": ("uringfs.sources", *SHARED),
     "uringfs.passing": (),
     "uringfs.preflight": ("uringfs.fs.syscalls", "uringfs.fuse.mounts", *SHARED),
@@ -81,6 +93,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.fs",
         "uringfs.fuse",
         "uringfs.limits",
+        "uringfs.observe.observer",
         "uringfs.recovery",
         "uringfs.ring",
         "uringfs.sandbox",
@@ -127,6 +140,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "aiofiles": ("uringfs.fs.io_sync",),
     "cffi": ("uringfs.ring._build",),
     "pyfuse3": ("uringfs.fuse",),
+    "rich": ("uringfs.observe.top",),
 }
 
 # Calls that have a place in a backing file to read or write, and so none in fuse/: the device is

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from uringfs.passing import Listener
 log = logging.getLogger(__name__)
 
 Fields = Mapping[str, Any]
-Command = Callable[..., Fields | Awaitable[Fields]]
+Answer = Fields | Awaitable[Fields] | AsyncIterator[Fields]
+Command = Callable[..., Answer]
 """Takes the value of the request, and descriptors that came with it, which are closed afterwards.
-Gives the fields of the answer, raises UserError to refuse."""
+Gives the fields of the answer, raises UserError to refuse. An iterator gives answers as long as the
+client listens, and now and then nothing, so that its end is noticed."""
 
 TIMEOUT = 30.0
 """Seconds a client waits for an answer."""
@@ -111,6 +113,9 @@ class ControlServer:
         try:
             async for line in reader:
                 answer = await self._answer(line, connection.take() if connection else ())
+                if isinstance(answer, AsyncIterator):
+                    await _stream(answer, reader, writer)
+                    continue
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError) as exc:
@@ -121,11 +126,15 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes, passed: Sequence[int]) -> dict[str, Any]:
+    async def _answer(
+        self, line: bytes, passed: Sequence[int]
+    ) -> dict[str, Any] | AsyncIterator[Fields]:
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
             fields = command(request.get("value"), *passed)
+            if isinstance(fields, AsyncIterator):
+                return fields
             return {"ok": True, **(await fields if isinstance(fields, Awaitable) else fields)}
         except UserError as exc:
             return {"ok": False, "error": str(exc)}
@@ -135,6 +144,17 @@ class ControlServer:
         finally:
             for fd in passed:
                 os.close(fd)
+
+
+async def _stream(
+    answers: AsyncIterator[Fields], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    async for fields in answers:
+        if fields:
+            writer.write(json.dumps(fields).encode() + b"\n")
+            await writer.drain()
+        elif reader.at_eof():
+            break
 
 
 def is_left_behind(path: Path) -> bool:
@@ -150,13 +170,17 @@ def is_left_behind(path: Path) -> bool:
 
 
 def ask(
-    path: Path, command: str, value: str | None = None, descriptors: Sequence[int] = ()
+    path: Path,
+    command: str,
+    value: str | None = None,
+    descriptors: Sequence[int] = (),
+    timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
     """Send one request, with descriptors, and return the fields of its answer; UserError where it
-    is refused."""
+    is refused, or where there is no answer within ``timeout`` seconds."""
     request = {"command": command} | ({"value": value} if value is not None else {})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT)
+        connection.settimeout(timeout)
         try:
             connection.connect(str(path))
             line = json.dumps(request).encode() + b"\n"
@@ -169,3 +193,19 @@ def ask(
     if not answer.pop("ok"):
         raise UserError(Exit.FAILED, answer["error"])
     return dict(answer)
+
+
+def follow(path: Path, command: str, value: Any) -> Iterator[dict[str, Any]]:
+    """Send one request whose answers do not end, and give them; UserError where it is refused."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command, "value": value}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                first = json.loads(lines.readline())
+                if not first["ok"]:
+                    raise UserError(Exit.FAILED, first["error"])
+                for line in lines:
+                    yield json.loads(line)
+        except (OSError, ValueError) as exc:
+            raise UserError(Exit.NOT_SERVED, f"no answer on {path}: {exc}") from exc

@@ -33,7 +33,9 @@ from uringfs.fs.types import Stale
 from uringfs.fs.vfs import Vfs
 from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.mounts import unmount
+from uringfs.fuse.records import Record
 from uringfs.limits import raise_nofile
+from uringfs.observe.observer import Observer
 from uringfs.recovery.lives import Life
 from uringfs.recovery.start import supervised
 from uringfs.sandbox.capabilities import has_capability
@@ -58,9 +60,17 @@ class Session(Protocol):
     def name(self) -> str:
         """What logs and ``status`` call it."""
 
-    @property
-    def requests(self) -> Mapping[str, int]:
-        """Requests served, by operation."""
+    def measured(self) -> Measures:
+        """What is known of the requests."""
+
+    def watch(self, least_ns: int | None) -> None:
+        """Keep records of requests that take that long, for ``served``; None: of none."""
+
+    def served(self) -> tuple[list[Record], int]:
+        """The records since the last call, and how many there was no room for."""
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """Operations under way, and since when (CLOCK_MONOTONIC, nanoseconds)."""
 
     @property
     def requests_by(self) -> str:
@@ -129,6 +139,7 @@ class Server:
         self._waited_for = waited_for
         self._pause: Callable[[float], Awaitable[None]] | None = None
         self._backends = Backends(server, commands=wants_commands(server, self._carrier))
+        self._observer: Observer
 
     def run(self) -> None:
         """Serve until unmounted or told to stop. UserError where it cannot start.
@@ -174,9 +185,11 @@ class Server:
         self._command = shutil.which("uringfs") or sys.argv[0]
         control = Path(self._server.control or socket_path(self._mountpoint))
         origin = self._state.origin.get() if self._state is not None else None
-        left = [control, *self._sockets()]
+        self._observer = Observer(self._server)
+        left = [control, *self._sockets(), *self._observer.paths()]
         self._errands = Errands(self._mountpoint, self._mount, left, origin)
-        self._control = ControlServer(control, self._commands(), self._errands.clean_up)
+        commands = {**self._commands(), **self._observer.commands()}
+        self._control = ControlServer(control, commands, self._errands.clean_up)
         try:
             self._backends.probe(self._state)
             self._chosen = self._choose()
@@ -197,11 +210,13 @@ class Server:
     async def _serve(self) -> None:
         self._control.bind(replace=self._life is not None and not self._life.is_first)
         try:
+            self._observer.bind()
             self._confine()
             self._fs = fs = self._make_fs(self._backends.get(self._backends.ring is not None))
             self._session = self._make_session(fs)
             self._watch(fs)
             self._join_ring()
+            await self._observer.start(self._session, self._status, self._served())
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, self._stop, number)
@@ -217,6 +232,7 @@ class Server:
                     fs.destroy()
                 self._backends.close()
         finally:
+            self._observer.close()
             self._control.close()
         log.debug("%s is unmounted", self._mountpoint)
 
@@ -253,6 +269,10 @@ class Server:
         except OSError as exc:
             raise UserError(Exit.SOURCE, f"source {self._source}: {exc.strerror}") from exc
         return fs
+
+    def _served(self) -> Sequence[PassthroughFs]:
+        """All that is served, each with nodes of its own."""
+        return [self._fs]
 
     def _watch(self, fs: PassthroughFs) -> None:
         try:
@@ -386,6 +406,7 @@ class Server:
         for section in (self._config, self._mount, self._server):
             options |= dataclasses.asdict(section)
         options = {name: getattr(value, "value", value) for name, value in options.items()}
+        measured = self._session.measured()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -402,7 +423,7 @@ class Server:
             "inodes": self._fs.inode_count,
             "handles": len(self._fs.handles),
             "backed": len(self._fs.handles.backings),
-            "requests": dict(self._session.requests),
+            "requests": measured.by_name(measured.counts),
             **(self._life.describe() if self._life else {}),
         }
 

@@ -98,6 +98,9 @@ class VhostServer(Server):
             )  # fmt: skip
         return self._shares[0].fs
 
+    def _served(self) -> Sequence[PassthroughFs]:
+        return [share.fs for share in self._shares]
+
     def _make_session(self, fs: PassthroughFs) -> Session:
         return VhostSession(self._shares)
 

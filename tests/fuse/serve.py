@@ -59,7 +59,7 @@ async def main(source: str, mountpoint: str, options: dict[str, Any]) -> None:
     finally:
         fs.destroy()
         pool.close()
-    print(json.dumps(session.requests))
+    print(json.dumps(session.measured().by_name(session.measured().counts)))
 
 
 if __name__ == "__main__":

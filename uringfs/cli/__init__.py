@@ -10,6 +10,7 @@ from typing import Any
 
 from uringfs import __version__
 from uringfs.cli.mounting import add_mount, add_umount, configured
+from uringfs.cli.observing import add_stats, add_top, add_trace
 from uringfs.cli.running import add_ctl, add_upgrade
 from uringfs.cli.serving import add_serve
 from uringfs.cli.words import EPILOG, Help, Parser
@@ -56,6 +57,9 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
     add_umount(commands)
     add_ctl(commands)
     add_upgrade(commands)
+    add_stats(commands)
+    add_top(commands)
+    add_trace(commands)
     _add_resume(commands)
     return parser
 

@@ -38,7 +38,8 @@ def add_ctl(commands: Any) -> None:
     ctl.set_defaults(run=_ctl)
 
 
-def _control(args: argparse.Namespace) -> Path:
+def control_of(args: argparse.Namespace) -> Path:
+    """The control socket that is meant; UserError where there is none."""
     path = Path(args.control) if args.control else socket_path(resolve(args.mountpoint))
     if not os.path.exists(path):
         raise UserError(Exit.NOT_SERVED, f"no server runs for {args.mountpoint} ({path})")
@@ -46,7 +47,7 @@ def _control(args: argparse.Namespace) -> Path:
 
 
 def _ctl(args: argparse.Namespace) -> None:
-    path = _control(args)
+    path = control_of(args)
     if args.command == "mount" and args.value:
         answer = _add_source(path, resolve(args.mountpoint), absolute(args.value))
     else:
@@ -85,7 +86,7 @@ def add_upgrade(commands: Any) -> None:
 
 
 def _upgrade(args: argparse.Namespace) -> None:
-    path = _control(args)
+    path = control_of(args)
     before = ask(path, "upgrade")
     deadline = time.monotonic() + UPGRADE_S
     while (after := _status_of(path))["takeovers"] in (None, before["takeovers"]):

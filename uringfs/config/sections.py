@@ -249,6 +249,18 @@ class ServerConfig:
     log_rate: int = _option(
         100, values.integer(0, 1_000_000), "N", "lines a second that are logged at the most; 0: all"
     )
+    metrics_addr: str | None = _option(
+        None,
+        values.word,
+        "HOST:PORT",
+        "serve metrics for Prometheus there, or at the path of a unix socket (docs/observing.md)",
+    )
+    slow_ms: int = _option(
+        0,
+        values.integer(0, 3_600_000),
+        "MILLISECONDS",
+        "log each request that takes so long; 0: none",
+    )
     control: str | None = _option(
         None,
         values.word,

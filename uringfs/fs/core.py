@@ -183,6 +183,26 @@ class Core:
         """Descriptors that a live upgrade has to hand on."""
         return [self._proc_self_fd.fd]
 
+    def descriptor_count(self) -> int:
+        """How many descriptors the process has open."""
+        known = os.fstat(self._proc_self_fd.fd).st_size
+        if known:  # since Linux 6.2
+            return known
+        listing = OwnedFd(self.reopen_now(self._proc_self_fd.fd, os.O_RDONLY | os.O_DIRECTORY))
+        return len(os.listdir(listing.fd))
+
+    def path_of(self, nodeid: int) -> str | None:
+        """Where the inode is below the root, for people to read; None where that is not known."""
+        try:
+            root = os.fsdecode(self.readlink_proc_file(self.inodes.root_id))
+            path = os.fsdecode(self.readlink_proc_file(nodeid))
+        except OSError:
+            return None
+        if path == root:
+            return "."
+        above = root.rstrip("/") + "/"
+        return path.removeprefix(above) if path.startswith(above) else None
+
     def readlink_proc_file(self, nodeid: int) -> bytes:
         """The path of the inode at this moment, as /proc/self/fd shows it."""
         file = self.inodes.open(nodeid)

@@ -139,7 +139,9 @@ class FileOps(Core):
         """
         handle = await self._handle(fh, nodeid, os.O_RDONLY)
         file = await self._variant(handle, flags)
-        return await self.io.readv(file.fd, buffers, offset)
+        count = await self.io.readv(file.fd, buffers, offset)
+        handle.moved += count
+        return count
 
     async def write(
         self,
@@ -162,7 +164,9 @@ class FileOps(Core):
         if self.config.seal_size:
             now = handle.flags if flags is None else flags
             seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
-        return await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
+        count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
+        handle.moved += count
+        return count
 
     async def count_appended(self, nodeid: int, data: memoryview, start: int) -> int:
         """How much of ``data`` was appended, if the file then ended at ``start``: bytes.

@@ -47,16 +47,18 @@ class Handle:
 
     ``flags`` are the O_* flags it was opened with, and CHECKED. ``variants`` holds the same file
     opened with other flags, for requests that were made after fcntl(F_SETFL) changed them: the
-    descriptor itself is never altered, since another request may be using it.
+    descriptor itself is never altered, since another request may be using it. ``moved`` are bytes
+    of data, but for those that compiled code has moved.
     """
 
-    __slots__ = ("fh", "file", "flags", "nodeid", "variants")
+    __slots__ = ("fh", "file", "flags", "moved", "nodeid", "variants")
 
     def __init__(self, fh: int, nodeid: int, file: OwnedFd, flags: int) -> None:
         self.fh = fh
         self.nodeid = nodeid
         self.file = file
         self.flags = flags
+        self.moved = 0
         self.variants: dict[int, OwnedFd] = {}
 
 
@@ -116,6 +118,7 @@ class HandleMap:
         words[_HIGHEST] = self._highest = max(self._highest, index)
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
+        words[index * _WORDS + _IN_FLIGHT] &= _INDEX
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
 
@@ -152,6 +155,14 @@ class HandleMap:
         if handle is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle.nodeid
+
+    def moved(self) -> dict[Handle, int]:
+        """How many bytes of each open file were moved since it was opened, about."""
+        words = self._words
+        return {
+            each: each.moved + (words[(each.fh & _INDEX) * _WORDS + _IN_FLIGHT] >> 32 << 10)
+            for each in self
+        }
 
     def set_locked(self, on: bool) -> None:
         """Whether there are POSIX locks: then every FLUSH is of interest, since it drops some.

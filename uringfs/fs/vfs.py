@@ -175,6 +175,13 @@ class Vfs(PassthroughFs):
         """The file systems by path."""
         return dict(self._paths)
 
+    def path_of(self, nodeid: int) -> str | None:
+        for path, source in self._paths.items():
+            if source.index == nodeid >> INDEX_SHIFT:
+                below = source.path_of(nodeid)
+                return None if below is None else os.path.normpath(f"{path.strip('/')}/{below}")
+        return None
+
     # Life
 
     def import_(self) -> None:

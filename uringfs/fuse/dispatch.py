@@ -40,6 +40,8 @@ dead disk or server holds up can still be interrupted.
 
 _HEADER = abi.IN_HEADER.size
 _NO_REPLY: Reply = ()
+LAST_OPCODE = 63
+"""In what is measured of requests: stands for any that is not known."""
 
 
 class Dispatcher:
@@ -71,7 +73,7 @@ class Dispatcher:
         """Whether requests can be taken over io_uring, and are to be if the kernel offers it."""
         self.minor = 0
         """The kernel's version of the protocol, 7.minor, once it has said so."""
-        self._waiting: dict[int, tuple[asyncio.Task[Any], Operation]] = {}
+        self._waiting: dict[int, tuple[asyncio.Task[Any], Operation, Request]] = {}
 
     def dispatch(self, request: Request, length: int) -> Reply | None:
         """Answer the ``length`` bytes of ``request.message``.
@@ -89,6 +91,7 @@ class Dispatcher:
         if operation is None:
             return self._unknown(request, opcode)
         self.counts[opcode] += 1
+        request.opcode = opcode
         try:
             if total != length:
                 raise _malformed("length is not that of its header")
@@ -110,7 +113,7 @@ class Dispatcher:
     def interrupt(self, unique: int) -> None:
         """Have a waiting request answer EINTR: at once, or if it has not ended soon."""
         if unique in self._waiting:
-            task, operation = self._waiting[unique]
+            task, operation, _ = self._waiting[unique]
             if operation.waits:
                 task.cancel()
             else:
@@ -121,13 +124,20 @@ class Dispatcher:
 
     def interrupt_waiting(self) -> None:
         """Have all that may wait for ever answer EINTR."""
-        for task, operation in self._waiting.values():
+        for task, operation, _ in self._waiting.values():
             if operation.waits:
                 task.cancel()
 
+    def waiting(self) -> list[tuple[str, int]]:
+        """What waits: operations, and since when (CLOCK_MONOTONIC, nanoseconds)."""
+        return [
+            (operation.opcode.name.lower(), request.arrived_ns)
+            for _, operation, request in self._waiting.values()
+        ]
+
     async def idle(self, patience: float) -> None:
         """See what waits end, but for what may wait for ever, within so many seconds."""
-        waiting = [task for task, operation in self._waiting.values() if not operation.waits]
+        waiting = [task for task, operation, _ in self._waiting.values() if not operation.waits]
         if waiting:
             await asyncio.wait(waiting, timeout=patience)
 
@@ -135,11 +145,14 @@ class Dispatcher:
         """See all that waits end: after ``grace`` seconds, or at once what may wait for ever."""
         self.interrupt_waiting()
         if self._waiting:
-            await asyncio.wait([task for task, _ in self._waiting.values()], timeout=grace)
-        for task, _ in self._waiting.values():
+            await asyncio.wait(self._tasks(), timeout=grace)
+        for task in self._tasks():
             task.cancel()
         if self._waiting:
-            await asyncio.wait([task for task, _ in self._waiting.values()])
+            await asyncio.wait(self._tasks())
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        return [task for task, _, _ in self._waiting.values()]
 
     def negotiate(
         self, major: int, minor: int, max_readahead: int, flags: int, rest: memoryview
@@ -205,7 +218,7 @@ class Dispatcher:
 
     def _wait(self, operation: Operation, request: Request, started: Started) -> None:
         task = asyncio.get_running_loop().create_task(started)
-        self._waiting[request.unique] = task, operation
+        self._waiting[request.unique] = task, operation, request
         task.add_done_callback(partial(self._waited, operation, request))
 
     def _waited(self, operation: Operation, request: Request, task: asyncio.Task[Any]) -> None:
@@ -233,10 +246,12 @@ class Dispatcher:
         log.debug("%s of node %d: %s", operation.opcode.name, request.nodeid, exc)
         if operation.reply is None:
             return _NO_REPLY
+        request.error = code
         return replies.error(request.unique, code)
 
     def _unknown(self, request: Request, opcode: int) -> Reply:
         log.debug("opcode %d is not known: ENOSYS", opcode)
+        request.opcode, request.error = LAST_OPCODE, errno.ENOSYS
         return replies.error(request.unique, errno.ENOSYS)
 
 

@@ -10,13 +10,13 @@ import asyncio
 import errno
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse import replies
 from uringfs.fuse.abi import OUT_HEADER, InitFlags
 from uringfs.fuse.dispatch import Dispatcher
+from uringfs.fuse.records import Record, decode
 from uringfs.fuse.request import Reply, Request
 from uringfs.ring import Ring
 from uringfs.ring.pump import HEADERS, PAGE, Pump
@@ -142,6 +142,7 @@ class PumpedDevice:
             slot.memory[:length] = whole
         self.pump.reply(slot.index, start, length)
 
-    def counts(self) -> Counter[int]:
-        """Requests that Python never saw, by opcode."""
-        return Counter(self.pump.stats()["fast"])
+    def served(self) -> tuple[list[Record], int]:
+        """Records of requests, and how many there was no room for; see ``Mover.watch``."""
+        rows, lost = self.pump.served()
+        return [decode(r.head, r.started_ns, r.took_ns, -r.error, r.moved) for r in rows], lost

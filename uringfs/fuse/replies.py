@@ -34,6 +34,7 @@ def done(_dispatcher: Dispatcher, request: Request, _value: Any) -> Reply:
 
 
 def data(_dispatcher: Dispatcher, request: Request, value: bytes | memoryview) -> Reply:
+    request.moved = len(value)
     return abi.OUT_HEADER.pack(_HEADER + len(value), 0, request.unique), value
 
 
@@ -54,6 +55,7 @@ def number(body: Struct) -> Packer:
     pack, size = whole.pack, whole.size
 
     def reply(_dispatcher: Dispatcher, request: Request, value: int) -> Reply:
+        request.moved = value
         return (pack(size, 0, request.unique, value),)
 
     return reply
@@ -87,6 +89,7 @@ def created(_dispatcher: Dispatcher, request: Request, value: tuple[Entry, Opene
 
 
 def read(_dispatcher: Dispatcher, request: Request, count: int) -> Reply:
+    request.moved = count
     return abi.OUT_HEADER.pack(_HEADER + count, 0, request.unique), *request.filled(count)
 
 

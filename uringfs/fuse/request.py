@@ -18,10 +18,14 @@ class Request:
 
     Both belong to the request until it is finished. ``groups`` and ``security`` are what the
     kernel sent in extensions; ``size`` is how much the caller takes, where it says so.
+
+    What is measured of it: when it came, the errno of its reply and the bytes that it moved, and
+    the beginning of its message where somebody wants to know.
     """
 
     __slots__ = (
-        "gid", "groups", "message", "nodeid", "pid", "room", "security", "size", "uid", "unique",
+        "arrived_ns", "error", "gid", "groups", "head", "message", "moved", "nodeid", "opcode",
+        "pid", "room", "security", "size", "uid", "unique",
     )  # fmt: skip
 
     unique: int
@@ -36,6 +40,8 @@ class Request:
         self.room = room
         self.groups: tuple[int, ...] | None = None
         self.security: SecurityContexts = ()
+        self.opcode = self.error = self.moved = self.arrived_ns = 0
+        self.head = b""
 
     def space(self, size: int) -> Buffers | None:
         """Memory for ``size`` bytes that a READ reads; None if there is less."""

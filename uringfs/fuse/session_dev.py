@@ -12,6 +12,7 @@ import errno
 import io
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import State
 from uringfs.fs.types import Stale
 from uringfs.fuse import abi, replies
-from uringfs.fuse.abi import Opcode
 from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.dispatch import Dispatcher
+from uringfs.fuse.meter import Measures, Meter
 from uringfs.fuse.mount import MountPoint, Place
 from uringfs.fuse.notify import Notifier
+from uringfs.fuse.records import Record, opcode_name
 from uringfs.fuse.request import Reply
 from uringfs.fuse.succession import Succession
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
@@ -94,20 +96,42 @@ class DevSession:
         self._queues = queues
         self._notifier = Notifier()
         self._backing_files = fs.handles.backings.registrar = backing_files
+        self._meter = Meter()
         self._max_requests = mount.max_requests
         self._under_way = 0
         self._paused = False
         fs.locks.max_waiting = mount.max_requests // 2
         fs.when_crowded(self._ask_to_forget)
 
-    @property
-    def requests(self) -> dict[str, int]:
-        """How many requests were served, by operation."""
-        counts = list(self._dispatcher.counts)
+    def measured(self) -> Measures:
+        """What is known of the requests."""
+        found = self._meter.measured(self._dispatcher.counts)
+        found.in_flight = self._under_way
         if self._pumped is not None:
-            for opcode, count in self._pumped.counts().items():
-                counts[opcode] += count
-        return {code.name.lower(): counts[code] for code in Opcode if counts[code]}
+            found.add(self._pumped.pump.stats())
+            found.in_flight += self._pumped.pump.under_way
+        return found
+
+    def watch(self, least_ns: int | None) -> None:
+        """Keep records of requests that take that long, for ``served``; None: of none."""
+        self._meter.watch(least_ns)
+        if self._pumped is not None:
+            self._pumped.pump.watch(least_ns)
+
+    def served(self) -> tuple[list[Record], int]:
+        """The records since the last call, and how many there was no room for."""
+        records, lost = self._meter.served()
+        if self._pumped is not None:
+            more, missed = self._pumped.served()
+            records, lost = records + more, lost + missed
+        return records, lost
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """What is under way: operations, and since when (CLOCK_MONOTONIC, nanoseconds)."""
+        found = self._dispatcher.waiting()
+        if self._pumped is not None:
+            found = [(opcode_name(code), since) for code, since in self._pumped.pump.waiting()]
+        return found
 
     @property
     def requests_by(self) -> str:
@@ -201,6 +225,7 @@ class DevSession:
         except OSError as exc:
             log.warning("going on without the pump: %s", exc.strerror)
             return None
+        pumped.pump.watch(self._meter.least_ns)
         pumped.start()
         self._dispatcher.over_io_uring = self._queues > 0
         return pumped
@@ -229,7 +254,8 @@ class DevSession:
     def _drain(self) -> None:
         """Answer what the kernel has queued, a bounded number of requests."""
         plain, find, counts = self._fs.io.plain, self._fs.handles.get, self._dispatcher.counts
-        device = self._device
+        device, meter, clock = self._device, self._meter, time.monotonic_ns
+        now = clock()
         for _ in range(BATCH):
             if self._paused:
                 return
@@ -242,13 +268,18 @@ class DevSession:
                 continue
             if length is None:
                 return
+            meter.begin(slot, length, now)
             reply = transfer(slot, length, plain, find, counts) if plain else None
-            if reply is None:
-                self._answer(slot, length)
-            else:
+            if reply is not None:
                 self._send((reply,))
+            elif not self._answer(slot, length):
+                now = clock()
+                continue
+            now = clock()
+            meter.end(slot, now)
 
-    def _answer(self, slot: DevSlot, length: int) -> None:
+    def _answer(self, slot: DevSlot, length: int) -> bool:
+        """Dispatch a request; False if it has to wait."""
         reply = self._dispatcher.dispatch(slot, length)
         if reply is None:
             self._slot = self._free.pop() if self._free else DevSlot(self)
@@ -259,6 +290,7 @@ class DevSession:
             self._send(reply)
         if self._live is not None:
             self._served()
+        return reply is not None
 
     def _served(self) -> None:
         """The first request was INIT: now the mount is live, unless it was refused."""
@@ -277,6 +309,7 @@ class DevSession:
         """Send the reply of a request that had to wait, and take its slot back."""
         if reply:
             self._send(reply)
+        self._meter.end(slot, time.monotonic_ns())
         if len(self._free) < SPARE_SLOTS:
             self._free.append(slot)
         self._under_way -= 1

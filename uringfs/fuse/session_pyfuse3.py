@@ -9,19 +9,15 @@ had; and what it shows as inode number is the node id, for which the inode numbe
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import mmap
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
 import pyfuse3
 
 from uringfs.config import Config, ConfigError, MountConfig
-from uringfs.fs.errors import errno_of
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import (
     ROOT_ID,
@@ -35,14 +31,15 @@ from uringfs.fs.types import (
     Statx,
     Timespec,
 )
+from uringfs.fuse.abi import Opcode
+from uringfs.fuse.meter import Measures
 from uringfs.fuse.mount import MountPoint, Place
 from uringfs.fuse.notify import Notifier
+from uringfs.fuse.pyfuse3_answers import Answering, answers
 from uringfs.fuse.pyfuse3_loop import Seam
+from uringfs.fuse.records import Record
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 READDIR_SIZE = 2048
 """Bytes of directory read at a time: about what fits in one reply with attributes."""
@@ -50,23 +47,6 @@ BUFFER_SIZE = 1 << 20
 SECTOR = 512
 """Bytes that an O_DIRECT write is a multiple of, at the least."""
 NOT_CARRIED = ("no_open", "no_opendir", "killpriv_v2", "dax_file_size", "posix_acl")
-
-
-def _answers(
-    method: Callable[Concatenate[_Operations, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[_Operations, P], Coroutine[Any, Any, T]]:
-    """Count the request, and turn what it raises into the one error pyfuse3 answers with."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    async def answer(self: _Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.counts[name] += 1
-        try:
-            return await method(self, *args, **kwargs)
-        except BaseException as exc:
-            raise pyfuse3.FUSEError(errno_of(exc)) from exc
-
-    return answer
 
 
 class Pyfuse3Session:
@@ -140,10 +120,24 @@ class Pyfuse3Session:
             self._stopping = True
             pyfuse3.terminate()
 
-    @property
-    def requests(self) -> dict[str, int]:
-        """How many requests were served, by operation."""
-        return dict(self._operations.counts)
+    def measured(self) -> Measures:
+        """What is known of the requests."""
+        found = self._operations.meter.measured(self._operations.counts)
+        found.in_flight = len(self._operations.waiting)
+        return found
+
+    def watch(self, least_ns: int | None) -> None:
+        """See DevSession."""
+        self._operations.meter.watch(least_ns)
+
+    def served(self) -> tuple[list[Record], int]:
+        """See DevSession."""
+        return self._operations.meter.served()
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """See DevSession."""
+        under_way = self._operations.waiting.values()
+        return [(code.name.lower(), since) for code, since in under_way]
 
 
 @contextlib.contextmanager
@@ -181,41 +175,39 @@ class _Buffers:
             self._free.append(memory)
 
 
-class _Operations(pyfuse3.Operations):
+class _Operations(Answering):
     """pyfuse3's handlers: arguments in, one operation, its answer in pyfuse3's classes."""
 
     supports_dot_lookup = True
     enable_acl = False
 
     def __init__(self, fs: PassthroughFs, config: Config) -> None:
-        super().__init__()
-        self._fs = fs
+        super().__init__(fs)
         self._config = config
         self._buffers = _Buffers()
         self.enable_writeback_cache = config.writeback
-        self.counts = Counter[str]()
         self.live: Callable[[], None] = lambda: None
 
     def init(self) -> None:
         self._fs.negotiated(Features(writeback=self._config.writeback))
         self.live()
 
-    @_answers
+    @answers
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return _entry(await self._fs.lookup(parent_inode, name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self.counts["forget"] += len(inode_list)
+        self.counts[Opcode.FORGET] += len(inode_list)
         for nodeid, nlookup in inode_list:
             self._fs.forget(nodeid, nlookup)
 
-    @_answers
+    @answers
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(inode, await self._fs.getattr(inode))
 
-    @_answers
+    @answers
     async def setattr(
         self,
         inode: int,
@@ -239,11 +231,11 @@ class _Operations(pyfuse3.Operations):
         timeouts = config.dir_timeouts if stat.S_ISDIR(attr.mode) else config.file_timeouts
         return _entry(Entry(nodeid, 0, attr, 0, *timeouts))
 
-    @_answers
+    @answers
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._fs.readlink(inode)
 
-    @_answers
+    @answers
     async def mknod(
         self,
         parent_inode: int,
@@ -254,27 +246,27 @@ class _Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         return _entry(await self._fs.mknod(_caller(ctx), parent_inode, name, mode, rdev))
 
-    @_answers
+    @answers
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return _entry(await self._fs.mkdir(_caller(ctx), parent_inode, name, mode))
 
-    @_answers
+    @answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._fs.unlink(parent_inode, name)
 
-    @_answers
+    @answers
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._fs.rmdir(parent_inode, name)
 
-    @_answers
+    @answers
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return _entry(await self._fs.symlink(_caller(ctx), parent_inode, name, target))
 
-    @_answers
+    @answers
     async def rename(
         self,
         parent_inode_old: int,
@@ -286,18 +278,18 @@ class _Operations(pyfuse3.Operations):
     ) -> None:
         await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
-    @_answers
+    @answers
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return _entry(await self._fs.link(inode, new_parent_inode, new_name))
 
-    @_answers
+    @answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         kill = self._fs.truncation_kills_suidgid(flags, ctx.uid)
         return _file_info(await self._fs.open(inode, flags, kill))
 
-    @_answers
+    @answers
     async def create(
         self,
         parent_inode: int,
@@ -311,7 +303,7 @@ class _Operations(pyfuse3.Operations):
         entry, opened = await self._fs.create(caller, parent_inode, name, flags, mode, kill)
         return _file_info(opened), _entry(entry)
 
-    @_answers
+    @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:
         nodeid = self._fs.handles.nodeid_of(fh)
         memory = self._buffers.take(size)
@@ -321,7 +313,7 @@ class _Operations(pyfuse3.Operations):
         self._buffers.give(memory)
         return data
 
-    @_answers
+    @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         nodeid = self._fs.handles.nodeid_of(fh)
         flags = self._fs.handles.get(fh, nodeid).flags
@@ -348,23 +340,23 @@ class _Operations(pyfuse3.Operations):
             return False
         return off + size <= (await self._fs.getattr(nodeid, fh)).size
 
-    @_answers
+    @answers
     async def flush(self, fh: int) -> None:
         await self._fs.flush(self._fs.handles.nodeid_of(fh), fh)
 
-    @_answers
+    @answers
     async def release(self, fh: int) -> None:
         await self._fs.release(self._fs.handles.nodeid_of(fh), fh)
 
-    @_answers
+    @answers
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._fs.fsync(self._fs.handles.nodeid_of(fh), fh, datasync)
 
-    @_answers
+    @answers
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         return (await self._fs.opendir(inode)).fh
 
-    @_answers
+    @answers
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         nodeid = self._fs.handles.nodeid_of(fh)
         while entries := await self._fs.readdir(nodeid, fh, start_id, READDIR_SIZE):
@@ -390,15 +382,15 @@ class _Operations(pyfuse3.Operations):
         self._fs.forget(entry.nodeid, 1)
         return False
 
-    @_answers
+    @answers
     async def releasedir(self, fh: int) -> None:
         await self._fs.releasedir(self._fs.handles.nodeid_of(fh), fh)
 
-    @_answers
+    @answers
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._fs.fsyncdir(self._fs.handles.nodeid_of(fh), fh, datasync)
 
-    @_answers
+    @answers
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         found = await self._fs.statfs(ROOT_ID)
         answer = pyfuse3.StatvfsData()
@@ -409,26 +401,26 @@ class _Operations(pyfuse3.Operations):
             setattr(answer, field, getattr(found, field))
         return answer
 
-    @_answers
+    @answers
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
         await self._fs.setxattr(inode, name, value, 0)
 
-    @_answers
+    @answers
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._fs.getxattr(inode, name)
 
-    @_answers
+    @answers
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         names = await self._fs.listxattr(inode, trusted=ctx.uid == 0)
         return names.split(b"\0")[:-1]
 
-    @_answers
+    @answers
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         await self._fs.removexattr(inode, name)
 
-    @_answers
+    @answers
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         await self._fs.access(_caller(ctx), inode, mode)
         return True

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections import Counter
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Stale
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.dispatch import Dispatcher
+from uringfs.fuse.meter import Measures, Meter
 from uringfs.fuse.negotiate import Offer
+from uringfs.fuse.records import Record
 from uringfs.fuse.transfer import MAX_WRITE
 from uringfs.fuse.vhost.device import Device
 from uringfs.fuse.vhost.request import GuestRequest
@@ -57,7 +59,9 @@ class GuestShare:
         self._no_fsetid = 0
         self._fast = True
         self._pumped: PumpedGuest | None = None
-        self._fast_requests: Counter[int] = Counter()
+        self.meter = Meter()
+        self._before = Measures()
+        self._under_way = 0
 
     def new_pumped(self) -> PumpedGuest | None:
         """A pump for one device, on the ring if there is one."""
@@ -67,6 +71,7 @@ class GuestShare:
 
         try:
             self._pumped = PumpedGuest(self._ring, self.fs, self._no_fsetid, fast=self._fast)
+            self._pumped.pump.watch(self.meter.least_ns)
         except OSError as exc:
             log.warning("%s: going on without the pump: %s", self.tag, exc.strerror)
         return self._pumped
@@ -84,16 +89,38 @@ class GuestShare:
         if self._pumped is not None:
             self._pumped.pump.fast = on
 
-    @property
-    def counts(self) -> Counter[int]:
-        """Requests by opcode."""
-        counts = Counter(dict(enumerate(self.dispatcher.counts))) + self._fast_requests
+    def add_measured(self, found: Measures) -> None:
+        """Add what is known of its requests."""
+        found.merge(self.meter.measured(self.dispatcher.counts))
+        found.merge(self._before)
+        found.in_flight += self._under_way
         if self._pumped is not None:
-            counts.update(dict(self._pumped.pump.counts()))
-        return counts
+            found.add(self._pumped.pump.stats())
+            found.in_flight += self._pumped.pump.transfers
+
+    def watch(self, least_ns: int | None) -> None:
+        """See VhostSession."""
+        self.meter.watch(least_ns)
+        if self._pumped is not None:
+            self._pumped.pump.watch(least_ns)
+
+    def served(self) -> tuple[list[Record], int]:
+        """See VhostSession."""
+        records, lost = self.meter.served()
+        if self._pumped is not None:
+            more, missed = self._pumped.served()
+            records, lost = records + more, lost + missed
+        return records, lost
+
+    def _ended(self, request: GuestRequest) -> None:
+        self._under_way -= 1
+        self.meter.end(request, time.monotonic_ns())
 
     def serve(self, request: GuestRequest) -> None:
         """Answer a request of the guest's."""
+        self._under_way += 1
+        request.ended = self._ended
+        self.meter.begin(request, request.length, time.monotonic_ns())
         if request.message[4:8] == _INIT and self.dispatcher.agreement is not None:
             self._forget()  # the guest has started anew, and told nobody
         reply = self.dispatcher.dispatch(request, request.length)
@@ -142,7 +169,7 @@ class GuestShare:
 
     def _gone(self) -> None:
         if self._pumped is not None:
-            self._fast_requests.update(dict(self._pumped.pump.counts()))
+            self._before.add(self._pumped.pump.stats())
         self.device = self._pumped = None
 
     async def run(self) -> None:
@@ -174,13 +201,26 @@ class VhostSession:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
-    @property
-    def requests(self) -> dict[str, int]:
-        """How many requests were served, by operation."""
-        counts: Counter[int] = Counter()
+    def measured(self) -> Measures:
+        """What is known of the requests of all guests."""
+        found = Measures()
         for share in self.shares:
-            counts.update(share.counts)
-        return {code.name.lower(): counts[code] for code in Opcode if counts[code]}
+            share.add_measured(found)
+        return found
+
+    def watch(self, least_ns: int | None) -> None:
+        """Keep records of requests that take that long, for ``served``; None: of none."""
+        for share in self.shares:
+            share.watch(least_ns)
+
+    def served(self) -> tuple[list[Record], int]:
+        """The records since the last call, and how many there was no room for."""
+        found = [share.served() for share in self.shares]
+        return [each for records, _ in found for each in records], sum(lost for _, lost in found)
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """What waits in Python: operations, and since when (CLOCK_MONOTONIC, nanoseconds)."""
+        return [each for share in self.shares for each in share.dispatcher.waiting()]
 
     async def run(self, live: Callable[[], None]) -> None:
         """Serve until ``stop``; ``live`` is called when front-ends can connect."""

@@ -83,11 +83,17 @@ def transfer(
         if (flags ^ handle.flags) & _DIFFERENT:
             return None
         counts[opcode] += 1
+        slot.opcode = opcode
         data, reply = slot.views.get(size) or slot.view(size)
         if opcode == _WRITE:
-            return _pack_written(24, 0, unique, plain.write(handle.file.fd, data[0], offset))
-        count = plain.readv(handle.file.fd, data, offset)
+            slot.moved = count = plain.write(handle.file.fd, data[0], offset)
+            handle.moved += count
+            return _pack_written(24, 0, unique, count)
+        slot.moved = count = plain.readv(handle.file.fd, data, offset)
+        handle.moved += count
     except OSError as exc:
-        return error(unique, errno_of(exc))[0]
+        slot.opcode = opcode
+        slot.error = errno_of(exc)
+        return error(unique, slot.error)[0]
     _pack_header_into(slot.memory, _REPLY, 16 + count, 0, unique)
     return reply if count == size else reply[: 16 + count]

@@ -26,7 +26,9 @@ log = logging.getLogger("uringfs.supervisor")
 ORPHANED = signal.SIGUSR1
 """Tells a server that its supervisor is gone."""
 STOPPING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-HELD_BACK = STOPPING | {ORPHANED}
+HANDED_ON = frozenset((signal.SIGQUIT,))
+"""Signals that are a server's alone: a dump of its state."""
+HELD_BACK = STOPPING | HANDED_ON | {ORPHANED}
 """Signals that come to a server blocked, until it has its handlers."""
 HANDING_OVER = 75
 """Exit status of a server that has stopped for an upgrade (EX_TEMPFAIL of sysexits(3))."""
@@ -131,8 +133,10 @@ class Supervisor:
         if self._stopping:
             os.kill(child, signal.SIGTERM)
         while True:
-            number = signal.sigwait({signal.SIGCHLD, *STOPPING})
-            if number != signal.SIGCHLD:
+            number = signal.sigwait({signal.SIGCHLD, *STOPPING, *HANDED_ON})
+            if number in HANDED_ON:
+                os.kill(child, number)
+            elif number != signal.SIGCHLD:
                 self._stopping = True
                 os.kill(child, signal.SIGTERM)
             pid, status = os.waitpid(child, os.WNOHANG)

@@ -1,14 +1,30 @@
-"""What the parts in C that move data have in common: the switches, and how they fail."""
+"""What the parts in C that move data have in common: switches, what they measure, how they fail."""
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from uringfs.ring._uring import ffi, lib
+
+
+class Served(NamedTuple):
+    """A request that was served: struct uf_record. `head` is the beginning of its message."""
+
+    started_ns: int
+    took_ns: int
+    error: int
+    moved: int
+    head: bytes
 
 
 class Mover:
     """Makes transfers on handles of a shared table without Python, as long as it is `fast`."""
 
     _state: Any
-    """Its struct, which has `fast` and `handles`."""
+    """Its struct, which has `fast`, `handles` and `meter`."""
+    _most: int
+    """How many requests can be under way."""
+    _trace: Any = None
 
     @property
     def fast(self) -> bool:
@@ -22,6 +38,44 @@ class Mover:
     def configure(self, *, flag_mask: int) -> None:
         """What O_* flags a request must share with its handle, once that is negotiated."""
         self._state.handles.flag_mask = flag_mask
+
+    def watch(self, least_ns: int | None) -> None:
+        """Keep a record of each request that takes that long, for `served`; None: of none."""
+        if least_ns is None:
+            self._state.meter.trace = ffi.NULL
+            self._trace = None
+            return
+        if self._trace is None:
+            trace = ffi.new("struct uf_trace *")
+            heads = ffi.new("uint8_t[]", self._most * lib.UF_HEAD)
+            trace.heads = heads
+            self._trace = trace, heads
+        self._trace[0].least_ns = least_ns
+        self._state.meter.trace = self._trace[0]
+
+    def served(self) -> tuple[list[Served], int]:
+        """The records since the last call, and how many there was no room for."""
+        if self._trace is None:
+            return [], 0
+        trace, _ = self._trace
+        rows = (trace.records[at % lib.UF_RECORDS] for at in range(trace.taken, trace.written))
+        found = [
+            Served(row.started_ns, row.took_ns, row.error, row.moved, bytes(ffi.buffer(row.head)))
+            for row in rows
+        ]
+        trace.taken = trace.written
+        lost, trace.lost = trace.lost, 0
+        return found, lost
+
+    def _measured(self, opcodes: Iterable[int]) -> dict[str, Any]:
+        meter = self._state.meter
+        return {
+            "latency": {code: list(meter.latency[code]) for code in opcodes},
+            "spent_ns": {code: meter.spent_ns[code] for code in opcodes},
+            "failed": {code: meter.failed[code] for code in opcodes if meter.failed[code]},
+            "bytes_read": meter.bytes_read,
+            "bytes_written": meter.bytes_written,
+        }
 
     @staticmethod
     def _check(rc: int) -> None:

@@ -110,6 +110,7 @@ class Pump(Mover):
         self._file = ring.files.register(device)
         state.device_file = self._file
         self._pinned = False
+        self._most = slots
         try:
             self._pin()
             self._check(lib.uf_pump_open(state))
@@ -199,6 +200,11 @@ class Pump(Mover):
 
     # Control
 
+    def waiting(self) -> list[tuple[int, int]]:
+        """What is under way, here and in Python: opcodes, and since when on CLOCK_MONOTONIC."""
+        slots = (self._state.slots[slot] for slot in range(self._state.slot_count))
+        return [(s.opcode, s.arrived_ns) for s in slots if s.state != lib.UF_SLOT_FREE]
+
     @property
     def is_over_io_uring(self) -> bool:
         """Whether the kernel sends requests that way by now."""
@@ -223,16 +229,14 @@ class Pump(Mover):
         """Counters since the start: by opcode, requests and those served here, and latencies.
 
         `latency[opcode][b]` counts requests that took 2**b to 2**(b+1) nanoseconds from the
-        device and back.
+        device and back, `failed[opcode]` those answered with an error.
         """
         state = self._state
         opcodes = [code for code in range(lib.UF_OPCODES) if state.requests[code]]
         return {
             "requests": {code: state.requests[code] for code in opcodes},
             "fast": {code: state.fast_requests[code] for code in opcodes},
-            "latency": {code: list(state.latency[code]) for code in opcodes},
-            "bytes_read": state.bytes_read,
-            "bytes_written": state.bytes_written,
+            **self._measured(opcodes),
             "starved": state.starved,
             "refused": state.refused,
             "free_slots": self._free_slots,

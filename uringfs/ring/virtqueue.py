@@ -6,7 +6,7 @@ nothing else of either.
 
 import mmap
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class GuestPump(Mover):
         self._queues: dict[int, tuple[Any, ...]] = {}
         self._log: Any = None
         state.ring = ring.state
-        state.chain_count = CHAINS
+        state.chain_count = self._most = CHAINS
         state.handles.rows = ffi.cast("struct uf_handle *", self._handles)
         state.handles.count = len(handles) // ffi.sizeof("struct uf_handle")
         state.handles.flag_mask = flag_mask
@@ -241,11 +241,11 @@ class GuestPump(Mover):
         """Look for requests in this turn of the event loop."""
         self._ring.kick()
 
-    def counts(self) -> Iterator[tuple[int, int]]:
-        """Opcodes, and how many requests of each Python never saw."""
-        for code in range(len(self._state.fast_requests)):
-            if self._state.fast_requests[code]:
-                yield code, int(self._state.fast_requests[code])
+    def stats(self) -> dict[str, Any]:
+        """Counters of the requests that Python never saw; see Pump."""
+        served = self._state.fast_requests
+        opcodes = [code for code in range(lib.UF_OPCODES) if served[code]]
+        return {"fast": {code: served[code] for code in opcodes}, **self._measured(opcodes)}
 
     @property
     def transfers(self) -> int:

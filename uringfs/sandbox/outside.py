@@ -131,7 +131,7 @@ def _live(
     """Serve until the server is gone. Never comes back into what was being done at the fork."""
     status = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)  # the server decides when it ends
         prepare()
         _unused.extend(logging.getLogger().handlers)

@@ -31,16 +31,17 @@ Give = Callable[["GuestRequest", int], None]
 
 class GuestRequest(Request):
     """``chain`` is where it lies, ``length`` that of the whole message. ``give`` is called once,
-    when it is finished.
+    when it is finished, and ``ended`` after it.
     """
 
-    __slots__ = ("_filled", "_give", "chain", "length")
+    __slots__ = ("_filled", "_give", "chain", "ended", "length")
 
     def __init__(self, chain: Chain, give: Give) -> None:
         self.chain = chain
         readable = chain.readable
         self.length = sum(map(len, readable))
         self._give = give
+        self.ended: Callable[[GuestRequest], None] = lambda request: None
         self._filled = 0
         message = bytearray(gather(readable, _WRITE_HEADERS))
         if int.from_bytes(message[4:8], "little") != _WRITE and len(message) < self.length:
@@ -70,6 +71,7 @@ class GuestRequest(Request):
             written = len(data) if scatter(data, writable) else 0
             self._filled = 0
         self._give(self, written + self._filled if written else 0)
+        self.ended(self)
 
 
 def cut(pieces: Sequence[memoryview], start: int, length: int) -> list[memoryview]:

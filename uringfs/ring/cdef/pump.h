@@ -5,8 +5,6 @@
 #define UF_TAG_REFUSED ...
 #define UF_PAGE ...
 #define UF_IN_SIZE ...
-#define UF_OPCODES ...
-#define UF_BUCKETS ...
 
 struct uf_handle {
     ...;
@@ -17,6 +15,15 @@ struct uf_handles {
     uint32_t count;
     uint32_t flag_mask;
     uint16_t no_fsetid;
+};
+
+#define UF_SLOT_FREE ...
+
+struct uf_slot {
+    uint64_t arrived_ns;
+    uint32_t opcode;
+    int state;
+    ...;
 };
 
 struct uf_pump {
@@ -41,9 +48,8 @@ struct uf_pump {
     bool armed;
     uint64_t requests[...];
     uint64_t fast_requests[...];
-    uint64_t latency[...][...];
-    uint64_t bytes_read;
-    uint64_t bytes_written;
+    struct uf_slot *slots;
+    struct uf_meter meter;
     uint64_t starved;
     uint64_t refused;
     ...;

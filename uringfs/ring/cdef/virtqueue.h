@@ -58,8 +58,7 @@ struct uf_guest {
     uint64_t broken;
     const char *fault[...];
     uint64_t fast_requests[...];
-    uint64_t bytes_read;
-    uint64_t bytes_written;
+    struct uf_meter meter;
     ...;
 };
 

@@ -26,7 +26,7 @@ struct uf_handle {
     uint64_t fh;    /* 0: not open */
     uint64_t nodeid;
     uint32_t in_flight; /* requests of the pump; C counts */
-    uint32_t reserved;
+    uint32_t moved_kib; /* by them; wraps */
 };
 #define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
 #define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
@@ -77,6 +77,12 @@ static inline struct uf_handle *uf_to_write(const struct uf_handles *t, uint64_t
 static inline __kernel_rwf_t uf_sync_flags(uint32_t flags)
 {
     return (flags & O_SYNC & ~O_DSYNC ? RWF_SYNC : 0) | (flags & O_DSYNC ? RWF_DSYNC : 0);
+}
+
+/* How busy a file is. */
+static inline void uf_count_moved(struct uf_handle *h, uint32_t bytes)
+{
+    h->moved_kib += (bytes + 1023) >> 10;
 }
 
 /* What a WRITE asks for beside the transfer. */

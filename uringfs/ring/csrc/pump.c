@@ -32,7 +32,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
@@ -48,13 +47,6 @@ struct write_reply {
     struct fuse_out_header header;
     struct fuse_write_out out;
 };
-
-static uint64_t clock_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 /* -- slots ------------------------------------------------------------------------------------ */
 
@@ -96,7 +88,7 @@ static void watch_window(struct uf_pump *p)
 /* The request is done with; settle() may offer its slot to the kernel again. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
-    uf_pump_count(p, slot);
+    uf_pump_count(p, slot, p->now_ns);
     put_slot(p, slot);
 }
 
@@ -170,6 +162,7 @@ static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint
 static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot_state state)
 {
     struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
+    p->slots[slot].error = error;
     fill_header(out, p->slots[slot].unique, sizeof(*out), error);
     send_reply(p, slot, out, sizeof(*out), state);
 }
@@ -183,6 +176,7 @@ static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_
     s->size = size;
     s->state = UF_SLOT_IO;
     h->in_flight++;
+    uf_count_moved(h, size);
     p->ring->transfers++;
     p->ring->idle_turns = 0;
     p->fast_requests[s->opcode]++;
@@ -208,14 +202,6 @@ static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *t
     queue_on_device(p, UF_TAG_CHAINED, slot, IORING_OP_WRITE, reply, length);
 }
 
-static void count_bytes(struct uf_pump *p, const struct uf_slot *s, uint32_t bytes)
-{
-    if (s->opcode == FUSE_READ)
-        p->bytes_read += bytes;
-    else if (s->opcode == FUSE_WRITE)
-        p->bytes_written += bytes;
-}
-
 /* Answer with the result of a transfer whose reply is not under way. */
 static void finish_io(struct uf_pump *p, uint32_t slot, int res)
 {
@@ -234,19 +220,20 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
         ((struct write_reply *)out)->out = (struct fuse_write_out){.size = (uint32_t)res};
         length = sizeof(struct write_reply);
     }
-    count_bytes(p, s, (uint32_t)res);
+    s->moved = (uint32_t)res;
     fill_header(out, s->unique, length, 0);
     send_reply(p, slot, out, length, UF_SLOT_REPLY);
 }
 
-static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handle *h,
-                         uint32_t size, uint64_t offset)
+static void transfer_now(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size,
+                         uint64_t offset)
 {
     struct uf_slot *s = &p->slots[slot];
     uint8_t *data = uf_slot_data(p, slot);
     ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
                                           : pwrite(h->fd, data, size, (off_t)offset);
     p->fast_requests[s->opcode]++;
+    uf_count_moved(h, size);
     finish_io(p, slot, done < 0 ? -errno : (int)done);
 }
 
@@ -372,6 +359,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
         return true;
     }
     uint32_t used = pack_dirents(data, arg.size, raw, (uint32_t)length);
+    p->slots[slot].moved = used;
     fill_header(out, in->unique, (uint32_t)sizeof(*out) + used, 0);
     send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
     return true;
@@ -392,6 +380,7 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
         s->opcode = in.opcode < UF_OPCODES ? in.opcode : UF_OPCODES - 1;
     }
     p->requests[s->opcode]++;
+    uf_meter_begin(&p->meter, slot, message, length);
     if (!headed || in.len != length || !p->fast)
         return false;
     switch (in.opcode) {
@@ -442,7 +431,7 @@ static void finish_chain(struct uf_pump *p, uint32_t slot, int res)
     if (res == -ECANCELED || s->state != UF_SLOT_IO)
         return;
     if (res >= 0)
-        count_bytes(p, s, s->size);
+        s->moved = s->size;
     unclaim(p, slot);
     finish_reply(p, slot, res);
 }
@@ -595,7 +584,7 @@ void uf_pump_mend(struct uf_pump *p)
 
 void uf_pump_tick(struct uf_pump *p)
 {
-    p->now_ns = clock_ns();
+    p->now_ns = uf_clock_ns();
 }
 
 /* -- for Python ------------------------------------------------------------------------------- */
@@ -654,12 +643,23 @@ int uf_pump_stop(struct uf_pump *p)
     return 0;
 }
 
+/* What a reply of Python's says. */
+static void note_reply(struct uf_slot *s, const uint8_t *reply, uint32_t length)
+{
+    struct write_reply r = {0};
+    memcpy(&r, reply, length < sizeof(r) ? length : sizeof(r));
+    s->error = r.header.error;
+    s->moved = s->opcode == FUSE_WRITE ? r.out.size : length - (uint32_t)sizeof(r.header);
+}
+
 /* Answer with `length` bytes that lie `offset` bytes into the slot. */
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON ||
         length > p->slot_size || offset > p->slot_size - length)
         return -EINVAL;
+    if (length >= sizeof(struct fuse_out_header))
+        note_reply(&p->slots[slot], uf_slot_base(p, slot) + offset, length);
     send_reply(p, slot, uf_slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
     return 0;
 }

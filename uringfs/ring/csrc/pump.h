@@ -4,6 +4,7 @@
 #define URINGFS_PUMP_H
 
 #include "handle.h"
+#include "meter.h"
 
 /* Completions that reach Python: a request it has to answer (user_data: slot, res: bytes), or
  * UF_NO_SLOT and the errno that ended the device. */
@@ -17,7 +18,6 @@
 
 #define UF_PAGE 4096u
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
-#define UF_BUCKETS 40u
 #define UF_WINDOW 4u /* slots that are offered to the kernel at the least */
 #define UF_WATCH 1024u
 
@@ -38,6 +38,8 @@ struct uf_slot {
     uint32_t handle; /* index into the handle table while the pump has a request on it */
     uint32_t opcode;
     uint32_t size;  /* bytes asked for */
+    uint32_t moved; /* bytes that the reply brings, or says were taken */
+    int32_t error;  /* of the reply: 0 or -errno */
     enum uf_slot_state state;
 };
 
@@ -79,9 +81,7 @@ struct uf_pump {
 
     uint64_t requests[UF_OPCODES];
     uint64_t fast_requests[UF_OPCODES];
-    uint64_t latency[UF_OPCODES][UF_BUCKETS]; /* bucket b: 2^b to 2^(b+1) nanoseconds */
-    uint64_t bytes_read;
-    uint64_t bytes_written;
+    struct uf_meter meter;
     uint64_t starved; /* times the device had to wait for a free slot */
     uint64_t refused; /* replies that the kernel could not read; EIO went instead */
 };
@@ -112,12 +112,10 @@ static inline uint64_t uf_pump_data(const struct uf_pump *p, unsigned tag, uint3
 }
 
 /* Note how long a request took that is done with. */
-static inline void uf_pump_count(struct uf_pump *p, uint32_t slot)
+static inline void uf_pump_count(struct uf_pump *p, uint32_t slot, uint64_t now_ns)
 {
-    struct uf_slot *s = &p->slots[slot];
-    uint64_t ns = p->now_ns > s->arrived_ns ? p->now_ns - s->arrived_ns : 1;
-    unsigned bucket = 63u - (unsigned)__builtin_clzll(ns);
-    p->latency[s->opcode][bucket < UF_BUCKETS ? bucket : UF_BUCKETS - 1]++;
+    const struct uf_slot *s = &p->slots[slot];
+    uf_meter_end(&p->meter, slot, s->opcode, s->arrived_ns, now_ns, s->error, s->moved);
 }
 
 int uf_pump_open(struct uf_pump *p);

@@ -176,6 +176,8 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
 
     if (r->pump)
         uf_pump_tick(r->pump);
+    if (r->guests)
+        uf_guests_tick(r);
     io_uring_for_each_cqe(&r->uring, head, cqe)
     {
         if (n == UF_BATCH)
@@ -206,9 +208,7 @@ int uf_peek(struct uf_ring *r, struct uf_batch *out)
 
 static int64_t now_ns(void)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+    return (int64_t)uf_clock_ns();
 }
 
 /* -EBUSY (completions overflowed) and -EAGAIN (no memory for a request) are cured by reaping and

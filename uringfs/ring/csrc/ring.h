@@ -5,6 +5,7 @@
 #include <liburing.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 /* The top 8 bits of user_data say who consumes the completion; the other 56 are the consumer's.
  * Tags below UF_TAG_FIRST_C go to Python (ring.py names them), the others never leave C. */
@@ -49,6 +50,13 @@ struct uf_batch {
     int32_t res[UF_BATCH];
     uint32_t flags[UF_BATCH];
 };
+
+static inline uint64_t uf_clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
 
 /* Submit what is queued, as far as the kernel takes it. */
 int uf_flush(struct uf_ring *r);

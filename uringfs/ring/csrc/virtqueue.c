@@ -312,11 +312,10 @@ static void reply(struct uf_guest *g, uint32_t chain, int error, uint32_t bytes)
     if (!error && c->opcode == FUSE_WRITE) {
         r.out.size = bytes;
         length = sizeof(r);
-        g->bytes_written += bytes;
     } else if (!error && c->opcode == FUSE_READ) {
         data = bytes;
-        g->bytes_read += bytes;
     }
+    uf_meter_end(&g->meter, chain, c->opcode, c->arrived_ns, uf_clock_ns(), error, bytes);
     r.header.len = length + data;
     scatter(c, &r, length);
     finish(g, chain, length + data);
@@ -385,6 +384,7 @@ static bool serve_read(struct uf_guest *g, uint32_t chain, uint64_t nodeid, cons
                      c->data);
     if (pieces < 0)
         return false;
+    uf_count_moved(h, arg.size);
     if (uf_is_better_now(h, arg.size))
         move_now(g, chain, h, false, pieces, arg.offset);
     else
@@ -405,6 +405,7 @@ static bool serve_write(struct uf_guest *g, uint32_t chain, uint64_t nodeid, con
     int pieces = cut(c->piece, c->readable, ARGUMENTS, arg.size, c->data);
     if (pieces < 0)
         return false;
+    uf_count_moved(h, arg.size);
     if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) && uf_is_better_now(h, arg.size))
         move_now(g, chain, h, true, pieces, arg.offset);
     else
@@ -449,6 +450,9 @@ static bool serve_request(struct uf_guest *g, uint32_t chain)
     memcpy(&in, message, sizeof(in));
     c->unique = in.unique;
     c->opcode = in.opcode < UF_OPCODES ? in.opcode : UF_OPCODES - 1;
+    c->arrived_ns = g->now_ns;
+    uf_meter_begin(&g->meter, chain, message,
+                   c->read_bytes < ARGUMENTS ? c->read_bytes : ARGUMENTS);
     if (!g->fast || in.len != c->read_bytes)
         return false;
     switch (in.opcode) {
@@ -618,6 +622,13 @@ static void end_poll(struct uf_guest *g, uint32_t queue, uint32_t poll,
     q->armed = false;
     if (cqe->res < 0 && q->taking)
         break_queue(g, queue, "kicks cannot be waited for");
+}
+
+void uf_guests_tick(struct uf_ring *r)
+{
+    uint64_t now = uf_clock_ns();
+    for (struct uf_guest *g = r->guests; g; g = g->next)
+        g->now_ns = now;
 }
 
 void uf_guests_complete(struct uf_ring *r, const struct io_uring_cqe *cqe)

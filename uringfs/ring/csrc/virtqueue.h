@@ -3,6 +3,7 @@
 #define URINGFS_VIRTQUEUE_H
 
 #include "handle.h"
+#include "meter.h"
 #include "ring.h"
 
 /* A completion that reaches Python: there are requests to take, or queues that broke. */
@@ -53,6 +54,7 @@ enum uf_chain_state { UF_CHAIN_FREE, UF_CHAIN_PYTHON, UF_CHAIN_IO };
 
 struct uf_chain {
     uint64_t unique;
+    uint64_t arrived_ns;
     uint32_t opcode;
     uint32_t handle; /* row of the handle table while a transfer is under way */
     uint32_t readable; /* pieces at the start of `piece`; the others are writable */
@@ -88,9 +90,9 @@ struct uf_guest {
     uint64_t log_size;
     uint64_t broken;      /* queues that broke since Python asked */
     const char *fault[UF_QUEUES];
+    uint64_t now_ns; /* of this batch */
     uint64_t fast_requests[UF_OPCODES];
-    uint64_t bytes_read;
-    uint64_t bytes_written;
+    struct uf_meter meter; /* of requests that Python never saw */
 };
 
 int uf_guest_open(struct uf_guest *g);
@@ -106,6 +108,8 @@ int uf_guest_cancel(struct uf_guest *g);
 bool uf_guests_ready(const struct uf_ring *r);
 /* Have every driver kick for its next entry; whether one came before it could know. */
 bool uf_guests_ask(struct uf_ring *r);
+/* Before a batch: what time it is, for all of the batch. */
+void uf_guests_tick(struct uf_ring *r);
 /* Take a completion. */
 void uf_guests_complete(struct uf_ring *r, const struct io_uring_cqe *cqe);
 /* After completions: take requests. Adds what Python has to hear of to `out`, which has `n`

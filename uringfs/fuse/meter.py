@@ -1,0 +1,145 @@
+"""What is measured of requests by who takes them in Python; ring/csrc/meter.h is the same in C."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from uringfs.fuse.abi import Opcode
+from uringfs.fuse.records import HEAD, Record, decode
+from uringfs.fuse.request import Request
+
+OPCODES = 64
+"""Of FUSE, and more than it has; the last stands for all that are greater."""
+BUCKETS = 40
+"""Of a histogram: bucket b counts requests that took 2**b to 2**(b+1) nanoseconds, the last all
+that took longer."""
+MAX_RECORDS = 8192
+
+_READ, _WRITE = int(Opcode.READ), int(Opcode.WRITE)
+_LONGEST = 65
+
+
+@dataclass
+class Measures:
+    """Of a session's requests, by opcode. ``latency`` are histograms of BUCKETS."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    failed: Counter[int] = field(default_factory=Counter)
+    spent_ns: Counter[int] = field(default_factory=Counter)
+    """What they took, all together."""
+    latency: dict[int, list[int]] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_written: int = 0
+    in_flight: int = 0
+
+    def merge(self, more: Measures) -> None:
+        """Add what is known of others."""
+        self.counts.update(more.counts)
+        self.failed.update(more.failed)
+        self.spent_ns.update(more.spent_ns)
+        self._add_latency(more.latency)
+        self.bytes_read += more.bytes_read
+        self.bytes_written += more.bytes_written
+        self.in_flight += more.in_flight
+
+    def _add_latency(self, more: Mapping[int, Sequence[int]]) -> None:
+        for code, row in more.items():
+            mine = self.latency.get(code, [0] * BUCKETS)
+            self.latency[code] = [a + b for a, b in zip(mine, row, strict=True)]
+
+    def add(self, more: Mapping[str, Any]) -> None:
+        """Add what the part in C has measured: ``stats`` of a Mover."""
+        self.counts.update(more["fast"])
+        self.failed.update(more["failed"])
+        self.spent_ns.update(more["spent_ns"])
+        self._add_latency(more["latency"])
+        self.bytes_read += more["bytes_read"]
+        self.bytes_written += more["bytes_written"]
+
+    def by_name(self, numbers: Mapping[int, Any]) -> dict[str, Any]:
+        """What is by opcode, by the operation's name; what there is none of is left out."""
+        return {code.name.lower(): numbers[code] for code in Opcode if numbers.get(code)}
+
+
+class Meter:
+    """Counters of the requests of one session, or of one guest."""
+
+    def __init__(self) -> None:
+        self.failed = [0] * OPCODES
+        self.spent_ns = [0] * OPCODES
+        self.bytes_read = self.bytes_written = 0
+        self.least_ns: int | None = None
+        """A record is kept of requests that take that long; None: of none."""
+        # By the length of the time in bits: one more than the number of its bucket.
+        self._latency = [[0] * _LONGEST for _ in range(OPCODES)]
+        self._records: list[Record] = []
+        self._lost = 0
+
+    def watch(self, least_ns: int | None) -> None:
+        """Keep records of requests that take that long, for ``served``; None: of none."""
+        self.least_ns = least_ns
+        if least_ns is None:
+            self._records.clear()
+
+    def begin(self, request: Request, length: int, now: int) -> None:
+        """A request of ``length`` bytes has come. ``now``: CLOCK_MONOTONIC, in nanoseconds."""
+        request.arrived_ns = now
+        if self.least_ns is not None:
+            request.head = bytes(request.message[: min(length, HEAD)])
+
+    def end(self, request: Request, now: int) -> None:
+        """It has been answered."""
+        self.count(request.opcode, now - request.arrived_ns, request.error, request.moved)
+        if request.head:
+            self.tell(
+                decode(
+                    request.head, request.arrived_ns, now - request.arrived_ns,
+                    request.error, request.moved,
+                )
+            )  # fmt: skip
+            request.head = b""
+        request.error = request.moved = 0
+
+    def count(self, opcode: int, took_ns: int, error: int, moved: int) -> None:
+        """A request was answered, with an errno or 0, and so many bytes."""
+        self._latency[opcode][took_ns.bit_length()] += 1
+        self.spent_ns[opcode] += took_ns
+        if error:
+            self.failed[opcode] += 1
+        elif opcode == _READ:
+            self.bytes_read += moved
+        elif opcode == _WRITE:
+            self.bytes_written += moved
+
+    def tell(self, record: Record) -> None:
+        """Keep a record, if it is of interest and there is room."""
+        if self.least_ns is None or record.took_ns < self.least_ns:
+            return
+        if len(self._records) < MAX_RECORDS:
+            self._records.append(record)
+        else:
+            self._lost += 1
+
+    def served(self) -> tuple[list[Record], int]:
+        """The records since the last call, and how many there was no room for."""
+        records, self._records = self._records, []
+        lost, self._lost = self._lost, 0
+        return records, lost
+
+    def measured(self, counts: Sequence[int]) -> Measures:
+        """All that is measured here; ``counts`` are requests by opcode."""
+        found = Measures(_counter(counts), _counter(self.failed), _counter(self.spent_ns))
+        for code, row in enumerate(self._latency):
+            if any(row):
+                found.latency[code] = [
+                    row[0] + row[1], *row[2:BUCKETS], sum(row[BUCKETS:])
+                ]  # fmt: skip
+        found.bytes_read, found.bytes_written = self.bytes_read, self.bytes_written
+        return found
+
+
+def _counter(table: Sequence[int]) -> Counter[int]:
+    return Counter(dict(enumerate(table)))
