@@ -19,6 +19,7 @@ BUILD_NEEDS=(
 PYFUSE3_NEEDS=("library  fuse3  libfuse3-dev")
 TEST_NEEDS=(
     "${PYFUSE3_NEEDS[@]}"
+    "command  curl           curl"
     "command  fio            fio"
     "command  git            git"
     "command  sqlite3        sqlite3"

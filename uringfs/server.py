@@ -33,9 +33,8 @@ from uringfs.fs.types import Stale
 from uringfs.fs.vfs import Vfs
 from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.mounts import unmount
-from uringfs.fuse.records import Record
 from uringfs.limits import raise_nofile
-from uringfs.observe.observer import Observer
+from uringfs.observe.observer import Observed, Observer
 from uringfs.recovery.lives import Life
 from uringfs.recovery.start import supervised
 from uringfs.sandbox.capabilities import has_capability
@@ -53,24 +52,12 @@ WORTH_AN_ERRAND = 256 << 10
 """Bytes of a file: reading fewer takes less time than to have the process outside register it."""
 
 
-class Session(Protocol):
+class Session(Observed, Protocol):
     """Carries the kernel's requests to the operations."""
 
     @property
     def name(self) -> str:
         """What logs and ``status`` call it."""
-
-    def measured(self) -> Measures:
-        """What is known of the requests."""
-
-    def watch(self, least_ns: int | None) -> None:
-        """Keep records of requests that take that long, for ``served``; None: of none."""
-
-    def served(self) -> tuple[list[Record], int]:
-        """The records since the last call, and how many there was no room for."""
-
-    def waiting(self) -> list[tuple[str, int]]:
-        """Operations under way, and since when (CLOCK_MONOTONIC, nanoseconds)."""
 
     @property
     def requests_by(self) -> str:

@@ -294,3 +294,11 @@ def test_a_server_that_cannot_start_ends_both(tmp_path: Path) -> None:
     assert done.returncode == Exit.USAGE
     assert "control socket" in done.stderr
     assert os.strerror(errno.EADDRINUSE) in done.stderr
+
+
+def test_a_dump_that_the_supervisor_is_asked_for_is_the_servers(mount: Supervised) -> None:
+    mount.process.send_signal(signal.SIGQUIT)
+    wait_until(lambda: "SIGQUIT: state {" in mount.log(), "the dump")
+    assert f'"pid": {mount.child},' in mount.log()
+    mount.kill_server()
+    assert not list(mount.path.iterdir())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from tests.fuse.kernel import message, read_in, write_in
 from tests.vhost.frontend import Machine
 from tests.vhost.served import Served
+from uringfs.control import ask, follow, socket_path
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 
@@ -114,3 +117,25 @@ def test_many_requests_at_a_time(machine: Machine, served: Served) -> None:
         assert length == 16 + 4096
         reply = machine.read(machine.arena + slot * (1 << 22) + (1 << 21), length)
         assert reply[16:] == content[slot * 4096 :][:4096]
+
+
+def test_requests_are_measured_and_traced(machine: Machine, served: Served) -> None:
+    (served.root / "f").write_bytes(b"0123456789")
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    control = socket_path(str(served.socket))
+    before = ask(control, "stats")
+    records = follow(control, "trace", {"operations": ["read", "lookup"], "least_ms": 0})
+    with closing(records), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, records)
+        while not first.done():
+            machine.lookup(b"f")
+        read = read_in(fh, 7, 4096)
+        assert machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + 4096) == (0, b"789")
+        record = next(each for each in records if each["operation"] == "read")
+    now = ask(control, "stats")
+    assert first.result()["arguments"] == {"name": "f"}
+    assert (record["path"], record["moved"], record["arguments"]["offset"]) == ("f", 3, 7)
+    assert now["bytes_read"] - before["bytes_read"] == 3
+    reads = now["operations"]["read"]
+    assert sum(reads["latency"]) == reads["count"]

@@ -76,6 +76,9 @@ class HandleMap:
         self._serial = self._highest = 0
         self.table = mmap.mmap(-1, CAPACITY * ENTRY.size) if table is None else table
         self._words = memoryview(self.table).cast("Q")
+        self.moved_kib = mmap.mmap(-1, CAPACITY * 4)
+        """How much compiled code has moved by each row; it counts there."""
+        self._moved_kib = memoryview(self.moved_kib).cast("I")
         self._halves = memoryview(self.table).cast("I")
         self.backings = Backings()
         """What the kernel was told of the open files, to move their data itself."""
@@ -118,7 +121,7 @@ class HandleMap:
         words[_HIGHEST] = self._highest = max(self._highest, index)
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
-        words[index * _WORDS + _IN_FLIGHT] &= _INDEX
+        self._moved_kib[index] = 0
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
 
@@ -158,11 +161,8 @@ class HandleMap:
 
     def moved(self) -> dict[Handle, int]:
         """How many bytes of each open file were moved since it was opened, about."""
-        words = self._words
-        return {
-            each: each.moved + (words[(each.fh & _INDEX) * _WORDS + _IN_FLIGHT] >> 32 << 10)
-            for each in self
-        }
+        by_rows = self._moved_kib
+        return {each: each.moved + (by_rows[each.fh & _INDEX] << 10) for each in self}
 
     def set_locked(self, on: bool) -> None:
         """Whether there are POSIX locks: then every FLUSH is of interest, since it drops some.

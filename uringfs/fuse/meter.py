@@ -92,14 +92,12 @@ class Meter:
 
     def end(self, request: Request, now: int) -> None:
         """It has been answered."""
-        self.count(request.opcode, now - request.arrived_ns, request.error, request.moved)
+        began, error, moved = request.arrived_ns, request.error, request.moved
+        took = now - began
+        self.count(request.opcode, took, error, moved)
         if request.head:
-            self.tell(
-                decode(
-                    request.head, request.arrived_ns, now - request.arrived_ns,
-                    request.error, request.moved,
-                )
-            )  # fmt: skip
+            if self.least_ns is not None and took >= self.least_ns:
+                self.tell(decode(request.head, began, took, error, moved))
             request.head = b""
         request.error = request.moved = 0
 

@@ -76,7 +76,8 @@ class PumpedDevice:
         self.pump = Pump(
             ring, device, fs.handles.table,
             slots=slots, max_transfer=max_write, flag_mask=os.O_DIRECT | os.O_APPEND,
-            no_fsetid=no_fsetid, on_request=self._request, on_end=ended, queues=queues,
+            no_fsetid=no_fsetid, moved_kib=fs.handles.moved_kib, on_request=self._request,
+            on_end=ended, queues=queues,
         )  # fmt: skip
         fs.handles.before_close = ring.submit_now
         dispatcher.interrupt_elsewhere = self.pump.interrupt

@@ -23,7 +23,7 @@ from uringfs.observe.dump import dump_on_sigquit, stop_dumping
 from uringfs.observe.endpoint import Endpoint
 from uringfs.observe.prometheus import exposition
 from uringfs.observe.slow import log_slow
-from uringfs.observe.tap import Tap
+from uringfs.observe.tap import Source, Tap
 
 FACTS = (
     "version", "pid", "mountpoint", "source", "session", "async_io", "io",
@@ -33,19 +33,18 @@ FACTS = (
 NAMES = frozenset(row.opcode.name.lower() for row in OPERATIONS.values())
 MAX_FILES = 1 << 16
 """More open files than that are not looked at one by one."""
+MAX_LEAST_MS = 1e9
 _PAGE = resource.getpagesize()
 
 
-class Session(Protocol):
-    """What is watched; see session_dev.py."""
+class Observed(Source, Protocol):
+    """What is looked at: a session."""
 
-    def measured(self) -> Measures: ...
+    def measured(self) -> Measures:
+        """What is known of the requests."""
 
-    def watch(self, least_ns: int | None) -> None: ...
-
-    def served(self) -> tuple[list[Record], int]: ...
-
-    def waiting(self) -> list[tuple[str, int]]: ...
+    def waiting(self) -> list[tuple[str, int]]:
+        """Operations under way, and since when (CLOCK_MONOTONIC, nanoseconds)."""
 
 
 class Observer:
@@ -76,7 +75,7 @@ class Observer:
 
     async def start(
         self,
-        session: Session,
+        session: Observed,
         status: Callable[[None], Mapping[str, Any]],
         served: Sequence[PassthroughFs],
     ) -> None:
@@ -171,7 +170,8 @@ class Observer:
             return {"at": round(at, 6), "path": self._path_of(record.nodeid), **fields}
 
         names = None if wanted is None else frozenset(wanted)
-        return self._tap.follow(int(value["least_ms"] * 1e6), names, describe)
+        least_ms = min(max(0.0, float(value["least_ms"])), MAX_LEAST_MS)
+        return self._tap.follow(int(least_ms * 1e6), names, describe)
 
     def _path_of(self, nodeid: int) -> str | None:
         """Where a node is; not known where several guests have numbers of their own."""

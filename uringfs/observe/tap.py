@@ -16,11 +16,13 @@ ROOM = 16384
 
 
 class Source(Protocol):
-    """A session: see session_dev.py."""
+    """What keeps records: a session."""
 
-    def watch(self, least_ns: int | None) -> None: ...
+    def watch(self, least_ns: int | None) -> None:
+        """Keep records of requests that take that long, for ``served``; None: of none."""
 
-    def served(self) -> tuple[list[Record], int]: ...
+    def served(self) -> tuple[list[Record], int]:
+        """The records since the last call, and how many there was no room for."""
 
 
 class Subscription:

@@ -1,5 +1,6 @@
 """What the parts in C that move data have in common: switches, what they measure, how they fail."""
 
+import mmap
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -34,6 +35,12 @@ class Mover:
     @fast.setter
     def fast(self, on: bool) -> None:
         self._state.fast = on
+
+    def _count_moved(self, moved_kib: mmap.mmap | None) -> None:
+        """Count there, 4 bytes for each row of the table, how many KiB are moved by it."""
+        if moved_kib is not None:
+            self._moved_kib = ffi.from_buffer("uint32_t[]", moved_kib)
+            self._state.handles.moved_kib = self._moved_kib
 
     def configure(self, *, flag_mask: int) -> None:
         """What O_* flags a request must share with its handle, once that is negotiated."""

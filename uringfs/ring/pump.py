@@ -52,7 +52,8 @@ class Pump(Mover):
 
     `slots` requests can be under way, of `max_transfer` bytes of data. A request must share the
     O_* flags in `flag_mask` with its handle to be served here. `no_fsetid` is a personality
-    without CAP_FSETID; 0: Python serves writes that clear set-ID bits.
+    without CAP_FSETID; 0: Python serves writes that clear set-ID bits. In `moved_kib`, 4 bytes for
+    each row, is counted what is moved by it.
 
     With `queues`, one for each possible CPU, requests can come over io_uring: see `register`.
     `slots` are then shared out among them, and the device has some besides.
@@ -70,6 +71,7 @@ class Pump(Mover):
         max_transfer: int,
         flag_mask: int,
         no_fsetid: int,
+        moved_kib: mmap.mmap | None = None,
         on_request: Callable[[int, int], None],
         on_end: Callable[[int], None],
         queues: int = 0,
@@ -103,6 +105,7 @@ class Pump(Mover):
         state.handles.count = len(handles) // ffi.sizeof("struct uf_handle")
         state.handles.flag_mask = flag_mask
         state.handles.no_fsetid = no_fsetid
+        self._count_moved(moved_kib)
         state.fast = True
         self._slots = slots
         self._closed = False
@@ -202,8 +205,10 @@ class Pump(Mover):
 
     def waiting(self) -> list[tuple[int, int]]:
         """What is under way, here and in Python: opcodes, and since when on CLOCK_MONOTONIC."""
-        slots = (self._state.slots[slot] for slot in range(self._state.slot_count))
-        return [(s.opcode, s.arrived_ns) for s in slots if s.state != lib.UF_SLOT_FREE]
+        room = self.under_way
+        opcodes, since = ffi.new("uint32_t[]", room), ffi.new("uint64_t[]", room)
+        found = lib.uf_pump_waiting(self._state, opcodes, since, room)
+        return list(zip(ffi.unpack(opcodes, found), ffi.unpack(since, found), strict=True))
 
     @property
     def is_over_io_uring(self) -> bool:

@@ -75,6 +75,7 @@ class GuestPump(Mover):
         *,
         flag_mask: int,
         no_fsetid: int,
+        moved_kib: mmap.mmap | None = None,
         on_request: Callable[[int], None],
         on_fault: Callable[[int, str], None],
     ) -> None:
@@ -93,6 +94,7 @@ class GuestPump(Mover):
         state.handles.count = len(handles) // ffi.sizeof("struct uf_handle")
         state.handles.flag_mask = flag_mask
         state.handles.no_fsetid = no_fsetid
+        self._count_moved(moved_kib)
         state.fast = True
         # A ring that is waited for by its eventfd does not hear of other eventfds: the signal that
         # one write to an eventfd makes on another is given once and never again (Linux 6.18).

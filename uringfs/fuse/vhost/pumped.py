@@ -32,7 +32,7 @@ class PumpedGuest:
         self._vrings: dict[int, Vring] = {}
         self.pump = GuestPump(
             ring, fs.handles.table, flag_mask=0, no_fsetid=no_fsetid,
-            on_request=self._request, on_fault=self._fault,
+            moved_kib=fs.handles.moved_kib, on_request=self._request, on_fault=self._fault,
         )  # fmt: skip
         self.pump.fast = fast
         self._fs = fs

@@ -15,15 +15,7 @@ struct uf_handles {
     uint32_t count;
     uint32_t flag_mask;
     uint16_t no_fsetid;
-};
-
-#define UF_SLOT_FREE ...
-
-struct uf_slot {
-    uint64_t arrived_ns;
-    uint32_t opcode;
-    int state;
-    ...;
+    uint32_t *moved_kib;
 };
 
 struct uf_pump {
@@ -48,7 +40,6 @@ struct uf_pump {
     bool armed;
     uint64_t requests[...];
     uint64_t fast_requests[...];
-    struct uf_slot *slots;
     struct uf_meter meter;
     uint64_t starved;
     uint64_t refused;
@@ -63,3 +54,5 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
 int uf_pump_drop(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
 int uf_pump_register(struct uf_pump *p, uint32_t queues);
+uint32_t uf_pump_waiting(const struct uf_pump *p, uint32_t *opcode, uint64_t *since_ns,
+                         uint32_t room);

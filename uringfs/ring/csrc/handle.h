@@ -26,7 +26,7 @@ struct uf_handle {
     uint64_t fh;    /* 0: not open */
     uint64_t nodeid;
     uint32_t in_flight; /* requests of the pump; C counts */
-    uint32_t moved_kib; /* by them; wraps */
+    uint32_t reserved;
 };
 #define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
 #define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
@@ -40,6 +40,7 @@ struct uf_handles {
     uint32_t count;
     uint32_t flag_mask; /* O_* that a request must share with its handle */
     uint16_t no_fsetid; /* personality without CAP_FSETID; 0: Python clears set-ID bits */
+    uint32_t *moved_kib; /* by the transfers of each row; wraps. NULL: nobody wants to know */
 };
 
 static inline struct uf_handle *uf_find_handle(const struct uf_handles *t, uint64_t fh,
@@ -80,9 +81,11 @@ static inline __kernel_rwf_t uf_sync_flags(uint32_t flags)
 }
 
 /* How busy a file is. */
-static inline void uf_count_moved(struct uf_handle *h, uint32_t bytes)
+static inline void uf_count_moved(const struct uf_handles *t, const struct uf_handle *h,
+                                  uint32_t bytes)
 {
-    h->moved_kib += (bytes + 1023) >> 10;
+    if (t->moved_kib)
+        t->moved_kib[h - t->rows] += (bytes + 1023) >> 10;
 }
 
 /* What a WRITE asks for beside the transfer. */

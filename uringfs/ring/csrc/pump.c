@@ -176,7 +176,7 @@ static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_
     s->size = size;
     s->state = UF_SLOT_IO;
     h->in_flight++;
-    uf_count_moved(h, size);
+    uf_count_moved(&p->handles, h, size);
     p->ring->transfers++;
     p->ring->idle_turns = 0;
     p->fast_requests[s->opcode]++;
@@ -225,15 +225,15 @@ static void finish_io(struct uf_pump *p, uint32_t slot, int res)
     send_reply(p, slot, out, length, UF_SLOT_REPLY);
 }
 
-static void transfer_now(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size,
-                         uint64_t offset)
+static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handle *h,
+                         uint32_t size, uint64_t offset)
 {
     struct uf_slot *s = &p->slots[slot];
     uint8_t *data = uf_slot_data(p, slot);
     ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
                                           : pwrite(h->fd, data, size, (off_t)offset);
     p->fast_requests[s->opcode]++;
-    uf_count_moved(h, size);
+    uf_count_moved(&p->handles, h, size);
     finish_io(p, slot, done < 0 ? -errno : (int)done);
 }
 
@@ -690,6 +690,21 @@ int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
         found++;
     }
     return found;
+}
+
+/* What is under way, here and in Python, as far as there is room to tell: how many that are. */
+uint32_t uf_pump_waiting(const struct uf_pump *p, uint32_t *opcode, uint64_t *since_ns,
+                         uint32_t room)
+{
+    uint32_t n = 0;
+    for (uint32_t slot = 0; slot < p->slot_count && n < room; slot++) {
+        enum uf_slot_state state = p->slots[slot].state;
+        if (state < UF_SLOT_PYTHON || state > UF_SLOT_LAST_REPLY)
+            continue;
+        opcode[n] = p->slots[slot].opcode;
+        since_ns[n++] = p->slots[slot].arrived_ns;
+    }
+    return n;
 }
 
 /* What is under way is forgotten: its memory must stay for as long as the kernel may use it. */

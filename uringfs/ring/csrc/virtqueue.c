@@ -384,7 +384,7 @@ static bool serve_read(struct uf_guest *g, uint32_t chain, uint64_t nodeid, cons
                      c->data);
     if (pieces < 0)
         return false;
-    uf_count_moved(h, arg.size);
+    uf_count_moved(&g->handles, h, arg.size);
     if (uf_is_better_now(h, arg.size))
         move_now(g, chain, h, false, pieces, arg.offset);
     else
@@ -405,7 +405,7 @@ static bool serve_write(struct uf_guest *g, uint32_t chain, uint64_t nodeid, con
     int pieces = cut(c->piece, c->readable, ARGUMENTS, arg.size, c->data);
     if (pieces < 0)
         return false;
-    uf_count_moved(h, arg.size);
+    uf_count_moved(&g->handles, h, arg.size);
     if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) && uf_is_better_now(h, arg.size))
         move_now(g, chain, h, true, pieces, arg.offset);
     else
