@@ -26,7 +26,7 @@ from uringfs.observe.slow import log_slow
 from uringfs.observe.tap import Source, Tap
 
 FACTS = (
-    "version", "pid", "mountpoint", "source", "session", "async_io", "io",
+    "version", "pid", "mountpoint", "source", "session", "async_io", "io", "backed",
     "takeovers", "last_pause_ms",
 )  # fmt: skip
 """Of what ``status`` tells."""

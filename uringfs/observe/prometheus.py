@@ -30,6 +30,7 @@ METRICS = (
     Metric("oldest_request_seconds", "gauge", "How long the oldest has waited.", "oldest_s"),
     Metric("inodes", "gauge", "Inodes the clients know.", "inodes"),
     Metric("open_handles", "gauge", "Open files and directories.", "handles"),
+    Metric("backed_inodes", "gauge", "Open files whose data the kernel moves itself.", "backed"),
     Metric("open_fds", "gauge", "Descriptors the server has open.", "descriptors"),
     Metric("max_fds", "gauge", "Descriptors it can have open.", "descriptor_limit"),
     Metric("resident_memory_bytes", "gauge", "Memory in use.", "memory_bytes"),

@@ -47,7 +47,8 @@ def _summary(stats: Stats) -> Iterator[str]:
     yield (f"data     {size(stats['bytes_read'])} read, {size(stats['bytes_written'])} written")
     yield (
         f"now      {stats['in_flight']} requests in flight, the oldest for "
-        f"{seconds(stats['oldest_s'])}; {stats['handles']} files open, {stats['inodes']} known"
+        f"{seconds(stats['oldest_s'])}; {stats['handles']} files open "
+        f"({stats['backed']} of them the kernel's), {stats['inodes']} known"
     )
     yield (
         f"process  {stats['descriptors']} of {stats['descriptor_limit']} descriptors, "

@@ -94,7 +94,7 @@ void uf_entry_commit(struct uf_pump *p, uint32_t slot, const void *reply, uint32
         memmove(uf_slot_data(p, slot), body, size);
     memcpy(head->in_out, &out, sizeof(out));
     head->payload_size = size;
-    uf_pump_count(p, slot, uf_clock_ns());
+    uf_pump_count(p, slot);
     if (!queue_command(p, slot, UF_CMD_COMMIT_AND_FETCH, s->unique)) {
         s->state = UF_SLOT_UNCOMMITTED;
         p->uncommitted++;

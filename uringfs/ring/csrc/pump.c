@@ -88,7 +88,7 @@ static void watch_window(struct uf_pump *p)
 /* The request is done with; settle() may offer its slot to the kernel again. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
-    uf_pump_count(p, slot, p->now_ns);
+    uf_pump_count(p, slot);
     put_slot(p, slot);
 }
 
@@ -144,6 +144,7 @@ static void finish_reply(struct uf_pump *p, uint32_t slot, int res);
 static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length,
                        enum uf_slot_state state)
 {
+    p->slots[slot].answered_ns = uf_clock_ns();
     if (uf_is_entry(p, slot)) {
         uf_entry_commit(p, slot, reply, length);
         return;
@@ -669,6 +670,7 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
         return -EINVAL;
+    p->slots[slot].answered_ns = uf_clock_ns();
     if (uf_is_entry(p, slot))
         send_error(p, slot, -EIO, UF_SLOT_REPLY); /* FORGET comes by the device */
     else

@@ -35,6 +35,7 @@ enum uf_slot_state {
 struct uf_slot {
     uint64_t unique;
     uint64_t arrived_ns;
+    uint64_t answered_ns; /* 0 as long as it is not, or while the kernel does so in a chain */
     uint32_t handle; /* index into the handle table while the pump has a request on it */
     uint32_t opcode;
     uint32_t size;  /* bytes asked for */
@@ -112,10 +113,11 @@ static inline uint64_t uf_pump_data(const struct uf_pump *p, unsigned tag, uint3
 }
 
 /* Note how long a request took that is done with. */
-static inline void uf_pump_count(struct uf_pump *p, uint32_t slot, uint64_t now_ns)
+static inline void uf_pump_count(struct uf_pump *p, uint32_t slot)
 {
     const struct uf_slot *s = &p->slots[slot];
-    uf_meter_end(&p->meter, slot, s->opcode, s->arrived_ns, now_ns, s->error, s->moved);
+    uf_meter_end(&p->meter, slot, s->opcode, s->arrived_ns,
+                 s->answered_ns ? s->answered_ns : p->now_ns, s->error, s->moved);
 }
 
 int uf_pump_open(struct uf_pump *p);
