@@ -7,13 +7,14 @@ A request is ``{"command": "status"}`` or ``{"command": "async-io", "value": "on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from uringfs.passing import Listener
 log = logging.getLogger(__name__)
 
 Fields = Mapping[str, Any]
-Answer = Fields | Awaitable[Fields] | AsyncIterator[Fields]
-Command = Callable[..., Answer]
+Answers = AsyncGenerator[Fields, None]
+Command = Callable[..., Fields | Awaitable[Fields] | Answers]
 """Takes the value of the request, and descriptors that came with it, which are closed afterwards.
-Gives the fields of the answer, raises UserError to refuse. An iterator gives answers as long as the
+Gives the fields of the answer, raises UserError to refuse. A generator gives answers as long as the
 client listens, and now and then nothing, so that its end is noticed."""
 
 TIMEOUT = 30.0
@@ -113,7 +114,7 @@ class ControlServer:
         try:
             async for line in reader:
                 answer = await self._answer(line, connection.take() if connection else ())
-                if isinstance(answer, AsyncIterator):
+                if isinstance(answer, AsyncGenerator):
                     await _stream(answer, reader, writer)
                     continue
                 writer.write(json.dumps(answer).encode() + b"\n")
@@ -126,14 +127,12 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(
-        self, line: bytes, passed: Sequence[int]
-    ) -> dict[str, Any] | AsyncIterator[Fields]:
+    async def _answer(self, line: bytes, passed: Sequence[int]) -> dict[str, Any] | Answers:
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
             fields = command(request.get("value"), *passed)
-            if isinstance(fields, AsyncIterator):
+            if isinstance(fields, AsyncGenerator):
                 return fields
             return {"ok": True, **(await fields if isinstance(fields, Awaitable) else fields)}
         except UserError as exc:
@@ -147,14 +146,17 @@ class ControlServer:
 
 
 async def _stream(
-    answers: AsyncIterator[Fields], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    answers: AsyncGenerator[Fields, None],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
-    async for fields in answers:
-        if fields:
-            writer.write(json.dumps(fields).encode() + b"\n")
-            await writer.drain()
-        elif reader.at_eof():
-            break
+    async with contextlib.aclosing(answers):
+        async for fields in answers:
+            if fields:
+                writer.write(json.dumps(fields).encode() + b"\n")
+                await writer.drain()
+            elif reader.at_eof():
+                break
 
 
 def is_left_behind(path: Path) -> bool:

@@ -7,7 +7,7 @@ import heapq
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,7 +156,7 @@ class Observer:
         files = [[fs.path_of(nodeid), moved] for moved, fs, nodeid in busiest if moved > 0]
         return {"seconds": seconds, "files": files}
 
-    def _trace(self, value: Any) -> AsyncIterator[Mapping[str, Any]]:
+    def _trace(self, value: Any) -> AsyncGenerator[Mapping[str, Any], None]:
         """Requests as they are served: ``value`` has ``operations`` (or null) and ``least_ms``."""
         wanted = value["operations"]
         if wanted is not None and not NAMES.issuperset(wanted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from uringfs.fuse.records import Record
@@ -83,7 +83,7 @@ class Tap:
         least_ns: int,
         operations: frozenset[str] | None,
         describe: Callable[[Record], Mapping[str, Any]],
-    ) -> AsyncIterator[Mapping[str, Any]]:
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
         """Records, for ever; in between, nothing, so that it can be seen whether anybody listens.
 
         ``{"lost": N}`` where there was no room.
