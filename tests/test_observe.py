@@ -1,7 +1,10 @@
 """What figures are made of: histograms, the text format, the dashboard, records for several."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,15 @@ def test_who_is_slow_loses_and_hears_how_much() -> None:
     with tap.subscribed() as mine:
         tap.poll()
         assert (len(mine.records), mine.lost) == (ROOM, 5)
+
+
+def test_top_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "uringfs", "top", "--once"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("uringfs: top: No module named 'rich.")
+    assert done.stderr.endswith("; pip install 'uringfs[top]'\n")

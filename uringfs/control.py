@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ def ask(
     return dict(answer)
 
 
-def follow(path: Path, command: str, value: Any) -> Iterator[dict[str, Any]]:
+def follow(path: Path, command: str, value: Any) -> Generator[dict[str, Any]]:
     """Send one request whose answers do not end, and give them; UserError where it is refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:

@@ -292,13 +292,6 @@ class TestTop:
         assert re.search(r"\bread +[\d,]+ +0 ", picture)
         assert re.search(r"\bdata +[\d.]+ [KMG]iB", picture)
 
-    def test_without_its_library_it_says_so(self, mounted: Mounted, tmp_path: Path) -> None:
-        (tmp_path / "rich").mkdir()
-        done = uringfs("top", "--once", env={**os.environ, "PYTHONPATH": str(tmp_path)})
-        assert done.returncode == 1
-        assert done.stderr.startswith("uringfs: top: No module named 'rich.")
-        assert done.stderr.endswith("; pip install 'uringfs[top]'\n")
-
 
 def test_a_dump_is_logged_and_the_mount_lives_on(mounted: Mounted) -> None:
     def is_dumped() -> bool:
@@ -311,7 +304,6 @@ def test_a_dump_is_logged_and_the_mount_lives_on(mounted: Mounted) -> None:
     assert re.search(r"Stack for <Task .*_serve\(\)", log)
     state = json.loads(log.split("SIGQUIT: state ")[1].splitlines()[0])
     assert state["pid"] == mounted.process.pid
-    assert state["operations"]["init"] == 1 or "pyfuse3" in state["session"]
     assert read_through(mounted.path / "data") == SIZE
 
 
