@@ -57,6 +57,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "modcaps": ("+sys_admin:-mknod", "+sys_admin:-mknod"),
     "log_level": ("error", "error"),
     "log_file": ("/dev/null", "/dev/null"),
+    "metrics_addr": ("localhost:9469", "localhost:9469"),
+    "slow_ms": ("50", 50),
     "log_rate": ("0", 0),
     "control": ("/run/x.sock", "/run/x.sock"),
 }
