@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import random
 import select
@@ -36,6 +37,7 @@ VICTIM, WITNESS = 1, 2
 ARENA = 256 << 10
 """Bytes behind the rings in which everything lies that a round offers."""
 PATIENCE_S = 10.0
+NAMES = ("f", "g", "d/f", "d/e/f")
 TOO_MUCH = (Opcode.INIT, Opcode.SETLKW, Opcode.DESTROY)
 """What would end the round rather than the device: it forgets all, or waits for ever."""
 HARMLESS = [byte for byte in range(256) if byte not in TOO_MUCH]
@@ -45,10 +47,10 @@ ODD = (0, 1, 15, 16, 17, 39, 40, 41, 4095, 4096, 1 << 16, 1 << 20, 1 << 31, (1 <
 class HostileGuest:
     """``round`` offers some chains and checks what the device makes of them."""
 
-    def __init__(self, machine: Machine, files: dict[int, int], chance: random.Random) -> None:
-        """``files`` are handles by node id."""
+    def __init__(self, machine: Machine, chance: random.Random) -> None:
         self.machine = machine
-        self.files = files
+        self.files: dict[int, int] = {}
+        """Handles by node id."""
         self.chance = chance
         self.counts: Counter[str] = Counter()
         self.good = list(seeds())
@@ -57,6 +59,14 @@ class HostileGuest:
     @property
     def _queue(self) -> Queue:
         return self.machine.queues[VICTIM]
+
+    def begin(self) -> None:
+        """Mount, and open files."""
+        self.machine.init()
+        self.files = {}
+        for name in NAMES[:2]:
+            nodeid = self.machine.lookup(name.encode())
+            self.files[nodeid] = self.machine.open(nodeid)
 
     def round(self) -> None:
         """Some chains, and what comes of them."""
@@ -94,8 +104,17 @@ class HostileGuest:
 
     def witness(self) -> None:
         """The other queue still answers."""
-        error, _ = self.machine.ask(Opcode.GETATTR, abi.GETATTR_IN.pack(0, 0), queue=WITNESS)
+        error = self._ask_root()
+        if error == errno.EBADF:
+            # Some bits were an INIT of another version, or a DESTROY: nothing is mounted any more.
+            self.counts["mounted anew"] += 1
+            self.begin()
+            error = self._ask_root()
         assert error == 0, f"error {error}"
+
+    def _ask_root(self) -> int:
+        error, _ = self.machine.ask(Opcode.GETATTR, abi.GETATTR_IN.pack(0, 0), queue=WITNESS)
+        return error
 
     # A chain
 
@@ -272,22 +291,17 @@ def _drain(fd: int) -> None:
 def fuzz(served: Served, seconds: float, seed: int) -> Counter[str]:
     """Play for that long; what was done. AssertionError for a finding."""
     chance = random.Random(seed)
-    names = ("f", "g", "d/f", "d/e/f")
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         served.empty()  # of what the guest has made: a symbolic link may lead anywhere
-        for name in names:
+        for name in NAMES:
             (served.root / name).parent.mkdir(parents=True, exist_ok=True)
             (served.root / name).write_bytes(b"0123456789" * 1000)
         with Machine(served.socket, queues=3, size=SIZE, memory=MEMORY) as machine:
             machine.start()
-            machine.init()
-            files = {}
-            for name in names[:2]:
-                nodeid = machine.lookup(name.encode())
-                files[nodeid] = machine.open(nodeid)
-            guest = HostileGuest(machine, files, chance)
+            guest = HostileGuest(machine, chance)
+            guest.begin()
             for turn in range(2000):
                 guest.round()
                 if turn % 50 == 0:
