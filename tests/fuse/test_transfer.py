@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fuse.kernel import Connection, message, parse, read_in, write_in
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
+from uringfs.fuse.meter import Meter
 from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
 
 
@@ -24,13 +25,14 @@ class Short:
         self.connection = connection
         self.slot = Slot()
         self.counts = [0] * 64
+        self.meter = Meter()
 
     def send(self, data: bytes) -> bytes | None:
         self.slot.message[: len(data)] = data
         plain = self.connection.fs.io.plain
         assert plain is not None
         find = self.connection.fs.handles.get
-        reply = transfer(self.slot, len(data), plain, find, self.counts)
+        reply = transfer(self.slot, len(data), plain, find, self.counts, self.meter)
         return None if reply is None else bytes(reply)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.records import HEAD, Record, decode
 from uringfs.fuse.request import Request
@@ -18,8 +20,9 @@ BUCKETS = 40
 that took longer."""
 MAX_RECORDS = 8192
 
-_READ, _WRITE = int(Opcode.READ), int(Opcode.WRITE)
 _LONGEST = 65
+_SIZE = slice(abi.IN_HEADER.size + 16, abi.IN_HEADER.size + 20)
+"""Where a WRITE says how much it brings, all of which is written if it is without an error."""
 
 
 @dataclass
@@ -70,11 +73,11 @@ class Meter:
     def __init__(self) -> None:
         self.failed = [0] * OPCODES
         self.spent_ns = [0] * OPCODES
-        self.bytes_read = self.bytes_written = 0
+        self.moved = [0] * OPCODES
         self.least_ns: int | None = None
         """A record is kept of requests that take that long; None: of none."""
-        # By the length of the time in bits: one more than the number of its bucket.
-        self._latency = [[0] * _LONGEST for _ in range(OPCODES)]
+        self.latency = [[0] * _LONGEST for _ in range(OPCODES)]
+        """By the length of the time in bits: one more than the number of its bucket."""
         self._records: list[Record] = []
         self._lost = 0
 
@@ -90,6 +93,16 @@ class Meter:
         if self.least_ns is not None:
             request.head = bytes(request.message[: min(length, HEAD)])
 
+    def end_with(self, request: Request, took_ns: int, reply: bytes | memoryview) -> None:
+        """For who has counted it already: keep a record of it, if one is wanted."""
+        length, error, _ = abi.OUT_HEADER.unpack_from(reply)
+        if request.head and self.least_ns is not None and took_ns >= self.least_ns:
+            size = request.head[_SIZE] if request.opcode == Opcode.WRITE else b""
+            moved = int.from_bytes(size, sys.byteorder) or length - abi.OUT_HEADER.size
+            moved = 0 if error else moved
+            self.tell(decode(request.head, request.arrived_ns, took_ns, -error, moved))
+        request.head = b""
+
     def end(self, request: Request, now: int) -> None:
         """It has been answered."""
         began, error, moved = request.arrived_ns, request.error, request.moved
@@ -103,14 +116,11 @@ class Meter:
 
     def count(self, opcode: int, took_ns: int, error: int, moved: int) -> None:
         """A request was answered, with an errno or 0, and so many bytes."""
-        self._latency[opcode][took_ns.bit_length()] += 1
+        self.latency[opcode][took_ns.bit_length()] += 1
         self.spent_ns[opcode] += took_ns
+        self.moved[opcode] += moved
         if error:
             self.failed[opcode] += 1
-        elif opcode == _READ:
-            self.bytes_read += moved
-        elif opcode == _WRITE:
-            self.bytes_written += moved
 
     def tell(self, record: Record) -> None:
         """Keep a record, if it is of interest and there is room."""
@@ -130,12 +140,12 @@ class Meter:
     def measured(self, counts: Sequence[int]) -> Measures:
         """All that is measured here; ``counts`` are requests by opcode."""
         found = Measures(_counter(counts), _counter(self.failed), _counter(self.spent_ns))
-        for code, row in enumerate(self._latency):
+        for code, row in enumerate(self.latency):
             if any(row):
                 found.latency[code] = [
                     row[0] + row[1], *row[2:BUCKETS], sum(row[BUCKETS:])
                 ]  # fmt: skip
-        found.bytes_read, found.bytes_written = self.bytes_read, self.bytes_written
+        found.bytes_read, found.bytes_written = self.moved[Opcode.READ], self.moved[Opcode.WRITE]
         return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from uringfs.fs.errors import errno_of
 from uringfs.fs.types import CHECKED, PlainIO
 from uringfs.fuse import abi
+from uringfs.fuse.meter import Meter
 from uringfs.fuse.replies import error
 from uringfs.fuse.request import Request
 
@@ -61,11 +62,17 @@ class Slot(Request):
 
 
 def transfer(
-    slot: Slot, length: int, plain: PlainIO, find: Callable[[int, int], Any], counts: list[int]
+    slot: Slot,
+    length: int,
+    plain: PlainIO,
+    find: Callable[[int, int], Any],
+    counts: list[int],
+    meter: Meter,
 ) -> bytes | memoryview | None:
     """Answer the message of ``length`` bytes if it is a plain READ or WRITE of an open file.
 
-    ``find`` is the handle map's ``get``, ``counts`` are requests by opcode.
+    ``find`` is the handle map's ``get``, ``counts`` are requests by opcode. ``meter`` is told of
+    bytes and errors, but not how long it took.
 
     Plain: well-formed, on a handle, with O_DIRECT and O_APPEND as the file was opened, and
     without flags that ask for more than the transfer.
@@ -86,14 +93,16 @@ def transfer(
         slot.opcode = opcode
         data, reply = slot.views.get(size) or slot.view(size)
         if opcode == _WRITE:
-            slot.moved = count = plain.write(handle.file.fd, data[0], offset)
+            count = plain.write(handle.file.fd, data[0], offset)
             handle.moved += count
+            meter.moved[opcode] += count
             return _pack_written(24, 0, unique, count)
-        slot.moved = count = plain.readv(handle.file.fd, data, offset)
+        count = plain.readv(handle.file.fd, data, offset)
         handle.moved += count
+        meter.moved[opcode] += count
     except OSError as exc:
         slot.opcode = opcode
-        slot.error = errno_of(exc)
-        return error(unique, slot.error)[0]
+        meter.failed[opcode] += 1
+        return error(unique, errno_of(exc))[0]
     _pack_header_into(slot.memory, _REPLY, 16 + count, 0, unique)
     return reply if count == size else reply[: 16 + count]
