@@ -22,6 +22,7 @@ TEST_NEEDS=(
     "command  curl           curl"
     "command  fio            fio"
     "command  git            git"
+    "command  groff          groff-base"
     "command  sqlite3        sqlite3"
     "command  setfattr       attr"
     "command  setfacl        acl"

@@ -47,6 +47,10 @@ python3 -m venv /venv
 try /venv/bin/uringfs
 apt-get install -y -q --no-install-recommends /packages/uringfs_*.deb
 try uringfs
+uringfs doctor /source
+mount -t fuse.uringfs -o entry_timeout=1 /source /mountpoint
+test "$(cat /mountpoint/file)" = back
+umount /mountpoint
 apt-get purge -y -q uringfs
 ! test -e /usr/lib/python3/dist-packages/uringfs
 END

@@ -3,7 +3,8 @@
 # DIRECTORY (dist/), and puts it there, too.
 #
 # The wheel is for every Python from 3.11 on, and so is the package: one serves Debian 12 and 13 and
-# Ubuntu 24.04. Needs dpkg-deb. The same wheel gives the same bytes. DEBFULLNAME and DEBEMAIL say who
+# Ubuntu 24.04. Needs dpkg-deb and Python 3.11 (PYTHON, or
+# python3). The same wheel gives the same bytes. DEBFULLNAME and DEBEMAIL say who
 # answers for it, as for Debian's own tools.
 set -euo pipefail
 umask 022
@@ -34,15 +35,34 @@ install -d "$packages" "$root/DEBIAN" "$root/usr/bin" "$root/usr/share/doc/uring
 python3 -m zipfile -e "${wheels[0]}" "$packages"
 rm -r "$packages"/uringfs-*.dist-info/licenses # says the same as copyright
 
-for command in uringfs=main uringfs-virtiofsd=virtiofsd; do
-    cat >"$root/usr/bin/${command%=*}" <<END
+script() { # path function
+    install -D -m 755 /dev/stdin "$root/$1" <<END
 #!/usr/bin/python3
 import sys
-from uringfs.cli import ${command#*=}
-sys.exit(${command#*=}())
+from uringfs.cli import $2
+sys.exit($2())
 END
-    chmod 755 "$root/usr/bin/${command%=*}"
-done
+}
+script usr/bin/uringfs main
+script usr/bin/uringfs-virtiofsd virtiofsd
+# What mount(8) runs for `-t uringfs` and `-t fuse.uringfs`.
+script usr/sbin/mount.uringfs mount_helper
+ln -s mount.uringfs "$root/usr/sbin/mount.fuse.uringfs"
+
+install -D -m 644 "$here/uringfs@.service" "$root/usr/lib/systemd/system/uringfs@.service"
+install -d "$root/etc/uringfs" # what the unit's instances are told
+
+made() { PYTHONPATH=$packages "${PYTHON:-python3}" -B -m "$@"; }
+made uringfs.reference.man "$root/usr/share/man"
+find "$root/usr/share/man" -name '*.[18]' -exec gzip --no-name -9 {} +
+ln -s mount.uringfs.8.gz "$root/usr/share/man/man8/mount.fuse.uringfs.8.gz"
+completion() { # shell path
+    made uringfs completion "$1" | install -D -m 644 /dev/stdin "$root/usr/share/$2"
+}
+completion bash bash-completion/completions/uringfs
+completion zsh zsh/vendor-completions/_uringfs
+completion fish fish/vendor_completions.d/uringfs.fish
+
 # Where libvirt and others look for what can serve a file system (QEMU's vhost-user.json).
 install -D -m 644 "$here/50-uringfs.json" "$root/usr/share/qemu/vhost-user/50-uringfs.json"
 
@@ -79,6 +99,9 @@ cat >"$root/DEBIAN/postinst" <<'END'
 set -e
 if [ "$1" = configure ] && command -v py3compile >/dev/null; then
     py3compile -p uringfs
+fi
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload || true
 fi
 END
 cat >"$root/DEBIAN/prerm" <<'END'

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 
-from uringfs.logs import BURST_S, RateLimit
+import pytest
+
+from uringfs.logs import BURST_S, RateLimit, Syslog
 
 
 class Kept(logging.Handler):
@@ -52,3 +56,15 @@ def test_a_pause_makes_up_for_a_burst_and_no_more() -> None:
     for _ in range(100):
         logger.info("line")
     assert len(handler.lines) == 3 * BURST_S
+
+
+def test_a_line_of_syslogs_is_bytes_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        monkeypatch.setattr(Syslog, "connect", lambda: os.dup(theirs.fileno()))
+        handler = Syslog()
+        logger = logging.Logger("tests.logs")  # noqa: LOG001 - that nobody else has
+        logger.addHandler(handler)
+        logger.error("name %s", os.fsdecode(b"\xff"))
+        line = ours.recv(9999).decode()
+    assert line == f"<27>uringfs[{os.getpid()}]: tests.logs: name \\udcff"

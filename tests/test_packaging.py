@@ -132,7 +132,8 @@ def test_the_extra_is_named_where_it_is_asked_for(venv: Path, tmp_path: Path) ->
 
 
 def test_a_debian_package_is_made_of_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    run(ROOT / "packaging/deb.sh", wheel.parent, cwd=tmp_path)
+    env = os.environ | {"PYTHON": sys.executable}
+    run(ROOT / "packaging/deb.sh", wheel.parent, cwd=tmp_path, env=env)
     [deb] = wheel.parent.glob("*.deb")
     try:
         fields = run("dpkg-deb", "--field", deb, cwd=tmp_path)
@@ -140,7 +141,21 @@ def test_a_debian_package_is_made_of_the_wheel(wheel: Path, tmp_path: Path) -> N
         run("dpkg-deb", "--extract", deb, tmp_path, cwd=tmp_path)
     finally:
         deb.unlink()
+    share = tmp_path / "usr/share"
+    pages = {path.name for path in share.glob("man/man?/*.gz")}
+    assert {"uringfs.1.gz", "uringfs-mount.1.gz", "mount.uringfs.8.gz"} <= pages
+    for completion in (
+        "bash-completion/completions/uringfs",
+        "zsh/vendor-completions/_uringfs",
+        "fish/vendor_completions.d/uringfs.fish",
+    ):
+        assert "--config" in (share / completion).read_text().replace("-l config", "--config")
+    assert (tmp_path / "usr/lib/systemd/system/uringfs@.service").exists()
+    assert (tmp_path / "etc/uringfs").is_dir()
+    assert not list(tmp_path.rglob("__pycache__"))
     env = {"PYTHONPATH": str(tmp_path / "usr/lib/python3/dist-packages")}
+    helper = tmp_path / "usr/sbin/mount.fuse.uringfs"
+    run(sys.executable, helper, "-f", "-o", "ro", "/source", "/mnt", cwd=tmp_path, env=env)
     script = tmp_path / "usr/bin/uringfs"
     assert script.read_text().startswith("#!/usr/bin/python3\n")
     assert uringfs.__version__ in run(sys.executable, script, "--version", cwd=tmp_path, env=env)
@@ -148,4 +163,5 @@ def test_a_debian_package_is_made_of_the_wheel(wheel: Path, tmp_path: Path) -> N
 
 def test_the_changelog_begins_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert headings[0] == uringfs.__version__
+    released = [each for each in headings if each != "Unreleased"]
+    assert released[0] == uringfs.__version__

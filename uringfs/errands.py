@@ -11,6 +11,7 @@ from uringfs.config import MountConfig
 from uringfs.fs.credentials import groups_of
 from uringfs.fuse.backing import register, unregister
 from uringfs.fuse.mount import MountPoint, Place
+from uringfs.logs import connect_to_syslog
 from uringfs.recovery.upgrade import complaint_of_installed
 from uringfs.sandbox.confine import settle_outside
 from uringfs.sandbox.outside import Outside, Sent
@@ -39,7 +40,12 @@ class Errands:
                 "clean_up": clean_up,
                 "complaint_of_installed": partial(complaint_of_installed, origin),
             },
-            quick={"groups_of": groups_of, "register": register, "unregister": unregister},
+            quick={
+                "groups_of": groups_of,
+                "register": register,
+                "unregister": unregister,
+                "syslog": lambda: Sent(connect_to_syslog()),
+            },
             prepare=settle_outside,
         )
         # A descriptor that was handed on is here, and there is nothing to be done outside for it.
@@ -79,6 +85,11 @@ class Errands:
         """See :func:`uringfs.fuse.backing.unregister`."""
         self._outside.tell("unregister", fds=(device,), backing=backing)
         return 0
+
+    def syslog(self) -> int:
+        """See :func:`connect_to_syslog`."""
+        connection: int = self._outside.call("syslog")
+        return connection
 
     def clean_up(self) -> None:
         """Remove the server's sockets."""

@@ -12,11 +12,11 @@ _HEAD = """\
 <!-- Made by `python -m uringfs.optiondoc`; edit uringfs/config/sections.py instead. -->
 
 Every option of `uringfs mount` can be given as a flag (`--entry-timeout 1 --ro --no-pump`) or in
-the style of fstab (`-o entry_timeout=1,ro,nopump`). A flag wins over `-o`. Times are in seconds,
-sizes in bytes.
+the style of fstab (`-o entry_timeout=1,ro,nopump`), or in [a file](#a-file-of-options). A flag
+wins over `-o`, and both over the file. Times are in seconds, sizes in bytes.
 """
 
-_EXITS = {
+EXITS = {
     Exit.OK: "done; for `mount`, unmounted in good order",
     Exit.FAILED: "failed, for a reason that has no status of its own",
     Exit.USAGE: "unknown option, value out of range, options that exclude each other",
@@ -41,6 +41,31 @@ given for one source; what is not given is as for the whole mount:
 """
 
 _TAIL = """\
+## A file of options
+
+`uringfs mount --config FILE` and `uringfs serve --config FILE` read TOML, with the names above: a
+switch is `true` or `false`, a number a number, all else text; what can be repeated may be a list.
+`source`, `mountpoint` and, in the place of `source`, `mount` say what is mounted where:
+
+```toml
+source = "/srv/data"
+mountpoint = "/mnt/data"
+entry_timeout = 1.5
+ro = true
+pump = false
+uid_map = ["0:1000:1", "1:100000:65536"]
+```
+
+```toml
+mount = ["/images=/srv/images", "/iso=/srv/iso,ro"]
+mountpoint = "/mnt/all"
+```
+
+What is given besides wins: each option by itself, and of SOURCE and MOUNTPOINT what is there; one
+word alone is MOUNTPOINT. A file is for one mount. Paths are as on the command line: from the
+current directory. An unknown name or a value of another kind is one line that names the file, and
+status 2.
+
 ## The control socket
 
 Each mount listens on a unix socket of mode 0600, in `/run/uringfs` for root and in
@@ -85,7 +110,7 @@ def markdown() -> str:
         lines += [_row(row) for row in _ALL.values() if row.section is section]
         lines.append("")
     lines += [_SOURCES + "\n".join(f"| `{name}` | {text} |" for name, text in option_table()), ""]
-    exits = "\n".join(f"| {status.value} | {meaning} |" for status, meaning in _EXITS.items())
+    exits = "\n".join(f"| {status.value} | {meaning} |" for status, meaning in EXITS.items())
     return "\n".join(lines) + "\n" + _TAIL + exits + "\n"
 
 

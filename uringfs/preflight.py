@@ -108,6 +108,14 @@ def _is_beneath(path: str, directory: str) -> bool:
 
 
 def _check_fuse(mount: MountConfig) -> None:
+    check_device()
+    check_right_to_mount()
+    if mount.allow_other and os.geteuid() != 0:
+        check_user_allow_other()
+
+
+def check_device() -> None:
+    """UserError without /dev/fuse, as all of these: what is wrong; what to do."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -119,8 +127,12 @@ def _check_fuse(mount: MountConfig) -> None:
         if exc.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             advice = "load the module with: modprobe fuse (in a container: --device /dev/fuse)"
         else:
-            advice = "run as root, or have the device's mode changed (usually 0666)"
+            advice = "run as root, or: sudo chmod 0666 /dev/fuse"
         raise UserError(Exit.FUSE, f"/dev/fuse: {exc.strerror}; {advice}") from exc
+
+
+def check_right_to_mount() -> None:
+    """UserError for root without the capability, and for others without fusermount3(1)."""
     if os.geteuid() == 0:
         if not syscalls.get_caps()[0] & CAP_SYS_ADMIN:
             raise UserError(
@@ -133,9 +145,14 @@ def _check_fuse(mount: MountConfig) -> None:
         raise UserError(
             Exit.FUSE, "fusermount3: not found; install the package fuse3, or run as root"
         )
-    if mount.allow_other and not _user_allow_other():
+
+
+def check_user_allow_other() -> None:
+    """UserError where users may not let other users in (mount.fuse3(8))."""
+    if not _user_allow_other():
         raise UserError(
-            Exit.FUSE, "allow_other: not permitted; put user_allow_other into /etc/fuse.conf"
+            Exit.FUSE,
+            "allow_other: not permitted; echo user_allow_other | sudo tee -a /etc/fuse.conf",
         )
 
 

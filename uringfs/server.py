@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from uringfs import __version__
+from uringfs import __version__, logs
 from uringfs.backends import Backends
 from uringfs.choices import Chosen, choose, possible_cpus, wants_commands
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
@@ -39,6 +39,7 @@ from uringfs.recovery.lives import Life
 from uringfs.recovery.start import supervised
 from uringfs.sandbox.capabilities import has_capability
 from uringfs.sandbox.confine import confine, shared_namespace
+from uringfs.service import ServiceManager
 from uringfs.shown import Shown
 from uringfs.sources import Source
 
@@ -172,6 +173,7 @@ class Server:
         self._command = shutil.which("uringfs") or sys.argv[0]
         control = Path(self._server.control or socket_path(self._mountpoint))
         origin = self._state.origin.get() if self._state is not None else None
+        self._manager = ServiceManager()
         self._observer = Observer(self._server)
         left = [control, *self._sockets(), *self._observer.paths()]
         self._errands = Errands(self._mountpoint, self._mount, left, origin)
@@ -185,6 +187,7 @@ class Server:
                 runner.run(self._serve())
         finally:
             self._errands.close()
+            self._manager.close()
 
     def _sockets(self) -> Sequence[Path]:
         """What besides the control socket has to be removed at the end."""
@@ -215,6 +218,7 @@ class Server:
             except (RuntimeError, OSError) as exc:
                 raise UserError(Exit.FUSE, f"cannot mount on {self._mountpoint}: {exc}") from exc
             finally:
+                self._manager.stopping()
                 if self._state is None or not self._state.device.get():
                     fs.destroy()
                 self._backends.close()
@@ -236,6 +240,7 @@ class Server:
                 f"the kernel takes {len(self._backends.opcodes)} opcodes from us, and no other"
             )
         if self._confinement.is_apart:
+            logs.Syslog.connect = self._errands.syslog
             credentials.look_up_groups = self._errands.groups_of
 
     def _root(self, config: Config) -> str:
@@ -303,6 +308,14 @@ class Server:
     def _live(self) -> None:
         loop = asyncio.get_running_loop()
         loop.call_soon(self._announce)
+        loop.call_soon(lambda: self._manager.ready(self._summary()))
+
+    def _summary(self) -> str:
+        """One line for ``systemctl status``."""
+        return (
+            f"{self._source} on {self._mountpoint}: session {self._session.name}, "
+            f"{self._fs.io.name} I/O"
+        )
 
     def _announce(self) -> None:
         self._errands.tune()
@@ -325,6 +338,7 @@ class Server:
         return f"synchronous I/O ({self._backends.refused})"
 
     def _stop(self, number: int) -> None:
+        self._manager.stopping()
         log.info("%s: unmounting %s", signal.Signals(number).name, self._mountpoint)
         self._session.stop()
 
@@ -354,6 +368,7 @@ class Server:
             raise UserError(Exit.USAGE, f"async-io takes on, off or status, not {value!r}")
         if value in ("on", "off"):
             log.info("async-io switched %s: %s", value, self._fs.io.name)
+            self._manager.status(self._summary())
         return {"async_io": "on" if self._is_async else "off", "io": self._fs.io.name}
 
     def _use(self, io: FileIO) -> None:

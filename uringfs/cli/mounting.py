@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from uringfs.cli.words import EPILOG, Help, add_options, given_values, start_log
+from uringfs.cli.words import CONFIG_HELP, EPILOG, Help, add_options, given_values, start_log
 from uringfs.config import (
     OPTIONS,
     SECTIONS,
@@ -40,6 +40,12 @@ def add_mount(commands: Any, *, several: bool, asked: bool) -> None:
     if not several:
         mount.add_argument("source", metavar="SOURCE", **optional)
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", **optional)
+    add_mount_flags(mount)
+    mount.set_defaults(run=_mount, source="uringfs")
+
+
+def add_mount_flags(mount: argparse.ArgumentParser) -> None:
+    """All but SOURCE and MOUNTPOINT."""
     mount.add_argument(
         "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
         help="any option below in the style of fstab(5): -o ro,entry_timeout=1",
@@ -49,13 +55,13 @@ def add_mount(commands: Any, *, several: bool, asked: bool) -> None:
         help="in place of SOURCE, and as often as wanted: show SOURCE at PATH; "
         f"options: {', '.join(PER_SOURCE)}",
     )  # fmt: skip
+    mount.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     mount.add_argument("--daemon", action="store_true", help="return once the mount is live")
     mount.add_argument(
         "--print-capabilities", action="store_true",
         help="print which capabilities a server of root's keeps for the options given, and exit",
     )  # fmt: skip
     add_options(mount, SECTIONS, OPTIONS)
-    mount.set_defaults(run=_mount, source="uringfs")
 
 
 def _mount(args: argparse.Namespace) -> None:

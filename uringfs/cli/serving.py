@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from uringfs.cli.words import EPILOG, Help, add_options, given_values, start_log
+from uringfs.cli.words import CONFIG_HELP, EPILOG, Help, add_options, given_values, start_log
 from uringfs.config import (
     SECTIONS,
     SERVE_OPTIONS,
@@ -28,15 +28,21 @@ def add_serve(commands: Any) -> None:
         formatter_class=Help,
         allow_abbrev=False,
     )
+    add_serve_flags(serve)
+    serve.set_defaults(run=_serve)
+
+
+def add_serve_flags(serve: argparse.ArgumentParser) -> None:
+    """All that it takes."""
     serve.add_argument(
         "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
         help="any option below, and virtiofsd's source=DIR",
     )  # fmt: skip
+    serve.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     serve.add_argument(
         "--print-capabilities", action="store_true", help="print what it can, as JSON, and exit"
     )
     add_options(serve, (VhostConfig, *SECTIONS), SERVE_OPTIONS)
-    serve.set_defaults(run=_serve)
 
 
 def _serve(args: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ EPILOG = """\
 exit status: 0 done; 1 failed; 2 wrong usage; 3 the source, 4 the mount point, 5 FUSE or
 6 io_uring cannot be used; 7 no server answers for that mount point.
 """
-LOGGING = ("log_level", "log_file", "log_rate")
+CONFIG_HELP = "take options from FILE (TOML), under their names; what is given besides wins"
+LOGGING = ("log_level", "log_file", "log_rate", "syslog")
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,6 +5,7 @@ message is one line fit for the user.
 """
 
 from uringfs.config.building import build, build_serve, settle
+from uringfs.config.file import read_file
 from uringfs.config.fstab import IGNORED, OPPOSITES, parse_o, parse_o_of_virtiofsd
 from uringfs.config.sections import TAG_SIZE, Config, MountConfig, ServerConfig, VhostConfig
 from uringfs.config.table import OPTIONS, SECTIONS, SERVE_OPTIONS, Option, find, parse
@@ -31,5 +32,6 @@ __all__ = [
     "parse",
     "parse_o",
     "parse_o_of_virtiofsd",
+    "read_file",
     "settle",
 ]

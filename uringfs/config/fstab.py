@@ -8,9 +8,14 @@ from typing import Any
 from uringfs.config.table import OPTIONS, Option, find, parse
 from uringfs.config.values import ConfigError
 
-_FSTAB_WORDS = "defaults async relatime auto noauto user nouser users nofail _netdev"
+_FSTAB_WORDS = """\
+defaults async relatime diratime norelatime nostrictatime nolazytime nomand loud silent
+auto noauto user nouser users owner noowner group nogroup nofail _netdev
+"""
 IGNORED = frozenset(_FSTAB_WORDS.split())
 """``-o`` words of mount(8) and fstab(5) that mean nothing here or are the default."""
+IGNORED_PREFIXES = ("x-", "X-", "comment=")
+"""What others write there for themselves."""
 OPPOSITES = {"rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "atime": "noatime"}
 """``-o`` words of mount(8) that take another back: the last one given counts."""
 
@@ -19,8 +24,10 @@ def parse_o(texts: Iterable[str]) -> dict[str, Any]:
     """Read ``-o`` arguments (``key=value,switch,noswitch``) into values by option name."""
     values: dict[str, Any] = {}
     for word in (word for text in texts for word in text.split(",")):
-        if not word or word in IGNORED or word.startswith("x-"):
+        if not word or word in IGNORED or word.startswith(IGNORED_PREFIXES):
             continue
+        if word == "remount":
+            raise ConfigError("remount: what was agreed on with the kernel stays; mount anew")
         if word in OPPOSITES:
             values[OPPOSITES[word]] = False
             continue

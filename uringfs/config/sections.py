@@ -243,6 +243,7 @@ class ServerConfig:
         "debug, info, warning or error",
     )
     log_file: str | None = _option(None, values.word, "PATH", "write the log there, not to stderr")
+    syslog: bool = _switch(False, "log to the machine's log (syslog(3), journald), not to stderr")
     supervise: bool = _switch(
         False, "outlive a killed server, and be upgraded while in use (docs/reliability.md)"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from uringfs.config.sections import Config, MountConfig, ServerConfig, VhostConfig
-from uringfs.config.values import ConfigError
+from uringfs.config.values import Choice, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,20 @@ class Option:
     aliases: tuple[str, ...]
     many: bool
     """Given several times, its texts are joined by commas."""
+    kind: type[bool] | type[int] | type[float] | type[str]
+    """What its value is where it need not be text."""
 
     @property
     def is_switch(self) -> bool:
         """Whether it is given without a value."""
-        return not self.value
+        return self.kind is bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What it can be, where that is one of a few words."""
+        if isinstance(self.default, enum.Enum):
+            return tuple(each.value for each in type(self.default))
+        return self.parse.names if isinstance(self.parse, Choice) else ()
 
     @property
     def shown(self) -> str:
@@ -49,13 +60,22 @@ class Option:
 
 def rows_of(section: type[Any]) -> Iterator[Option]:
     """A row for each field that is an option."""
+    hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
         if field.metadata:
             meta = field.metadata
             yield Option(
                 field.name, section, meta["parse"], field.default, meta["value"], meta["help"],
-                meta["alias"], meta["many"],
+                meta["alias"], meta["many"], _kind(hints[field.name]),
             )  # fmt: skip
+
+
+def _kind(hint: Any) -> type[bool] | type[int] | type[float] | type[str]:
+    hints = {hint, *typing.get_args(hint)}  # of ``float | None``
+    for plain in (bool, int, float):
+        if plain in hints:
+            return plain
+    return str
 
 
 SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)

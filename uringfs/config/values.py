@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from uringfs.fs.idmap import IdMap
 
@@ -106,15 +107,21 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse_integer
 
 
-def choice(*names: str) -> Callable[[str], str]:
+@dataclass(frozen=True)
+class Choice:
     """One of the names."""
 
-    def parse_choice(text: str) -> str:
-        if text not in names:
-            raise ConfigError(f"{text!r} is not one of {', '.join(names)}")
+    names: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        if text not in self.names:
+            raise ConfigError(f"{text!r} is not one of {', '.join(self.names)}")
         return text
 
-    return parse_choice
+
+def choice(*names: str) -> Choice:
+    """See :class:`Choice`."""
+    return Choice(names)
 
 
 def word(text: str) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import os
-import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
@@ -158,9 +157,7 @@ class Dispatcher:
         self, major: int, minor: int, max_readahead: int, flags: int, rest: memoryview
     ) -> tuple[int, ...]:
         """Answer INIT: the fields of ``fuse_init_out``."""
-        if flags & abi.InitFlags.INIT_EXT and len(rest) >= 4:
-            flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
-        return self.agree(Offer(major, minor, max_readahead, flags)).fields()
+        return self.agree(Offer.of(major, minor, max_readahead, flags, rest)).fields()
 
     def agree(self, offer: Offer) -> Agreement:
         """Agree on what a kernel offers: OSError where that cannot be."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import sys
 from typing import NamedTuple
 
 from uringfs.config import CachePolicy, Config
@@ -51,6 +52,15 @@ class Offer(NamedTuple):
     minor: int
     max_readahead: int
     flags: int
+
+    @classmethod
+    def of(
+        cls, major: int, minor: int, max_readahead: int, flags: int, rest: bytes | memoryview
+    ) -> Offer:
+        """``rest`` is what follows these in the message: the second word of flags, if any."""
+        if flags & InitFlags.INIT_EXT and len(rest) >= 4:
+            flags |= int.from_bytes(rest[:4], sys.byteorder) << 32
+        return cls(major, minor, max_readahead, flags)
 
 
 class Agreement(NamedTuple):

@@ -1,0 +1,1 @@
+"""What this machine has of all that a mount stands on, and how to get the rest."""
