@@ -33,9 +33,17 @@ from uringfs.observe.prometheus import BY_OPERATION, DURATION, INFO, METRICS
 SIZE = 300_000
 WAYS = [*ONE_OF_EACH, *(each for each in COMBINATIONS if each.name == "dev-unpumped")]
 
-pytestmark = pytest.mark.parametrize(
-    "combination", WAYS, ids=lambda each: each.name, indirect=True, scope="module"
-)
+
+def on(ways: list[Combination]) -> pytest.MarkDecorator:
+    """Run with each of these."""
+    return pytest.mark.parametrize(
+        "combination", ways, ids=lambda each: each.name, indirect=True, scope="module"
+    )
+
+
+every_way = on(WAYS)
+one_way = on([each for each in WAYS if each.name == "dev-async"])
+"""For what is the same wherever figures come from."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,7 @@ def read_through(path: Path) -> int:
         os.close(fd)
 
 
+@every_way
 class TestStats:
     def test_what_is_done_is_counted(self, mounted: Mounted) -> None:
         before = stats_of(mounted)
@@ -155,6 +164,7 @@ def tracing(mounted: Mounted, *flags: str) -> Iterator[Callable[[], str]]:
             trace.terminate()
 
 
+@every_way
 class TestTrace:
     def test_requests_are_shown_as_they_are_served(self, mounted: Mounted) -> None:
         with tracing(mounted, "--json", "--opcodes=lookup,read,write") as following:
@@ -227,6 +237,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
+@one_way
 class TestMetrics:
     def test_they_are_what_stats_says(self, mounted: Mounted) -> None:
         read_through(mounted.path / "data")
@@ -274,6 +285,7 @@ class TestMetrics:
         assert get(mounted, "GET /metrics HTTP/1.1\r\n\r\n")[0] == "HTTP/1.1 200 OK"
 
 
+@one_way
 class TestTop:
     def test_a_picture_has_mounts_operations_and_files(self, mounted: Mounted) -> None:
         command = [*URINGFS, "top", "--once", "--interval=0.5"]
@@ -293,6 +305,7 @@ class TestTop:
         assert re.search(r"\bdata +[\d.]+ [KMG]iB", picture)
 
 
+@every_way
 def test_a_dump_is_logged_and_the_mount_lives_on(mounted: Mounted) -> None:
     def is_dumped() -> bool:
         return "SIGQUIT: state {" in mounted.log()
@@ -307,6 +320,7 @@ def test_a_dump_is_logged_and_the_mount_lives_on(mounted: Mounted) -> None:
     assert read_through(mounted.path / "data") == SIZE
 
 
+@on(ONE_OF_EACH)
 def test_slow_requests_are_logged(new_mount: NewMount, failing: Path) -> None:
     mounted = new_mount("--slow-ms=150", "--cache=never", source=failing)
     assert (mounted.path / "quick").read_bytes()
