@@ -203,9 +203,11 @@ run_tests() { # pytest argument...
         # The whole suite runs on our own interpreter below, the quick part on the others.
         [ "$version" = "$own" ] || envs+=,py${version/./}
     done
-    # Side by side, or it takes longer than anybody waits. tox is heard when the suite is through.
+    # Side by side, or it takes longer than anybody waits. Each has mounts of its own: a test that
+    # makes a namespace would copy those of the other, and so keep them from ending. tox is heard
+    # when the suite is through.
     said=$(mktemp)
-    PATH=$PATH$(pyenv_path) "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' \
+    PATH=$PATH$(pyenv_path) unshare --mount "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' \
         >"$said" 2>&1 &
     checks=$!
     trap 'kill "$checks" 2>/dev/null' EXIT
