@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
-from tests.mount.trees import outcome_of
+from tests.mount.trees import everything_fails, outcome_of
 
 LIMIT = 100_000
 
@@ -100,17 +100,7 @@ def test_erofs(small: Path, new_mount: NewMount, where: str) -> None:
 def test_errors_of_the_disk(failing: Path, new_mount: NewMount) -> None:
     mounted = new_mount("--cache=never", source=failing)
     for name in ("EIO", "EDQUOT", "ENOSPC", "ETIMEDOUT", "EFBIG", "ENOMEM"):
-        failed = (None, name)
-        path = mounted.path / name
-        fd = os.open(path, os.O_RDWR)
-        assert outcome_of(os.pread, fd, 100, 0) == failed
-        assert outcome_of(os.pwrite, fd, b"x", 0) == failed
-        assert outcome_of(os.fsync, fd) == failed
-        assert outcome_of(os.fdatasync, fd) == failed
-        assert outcome_of(os.ftruncate, fd, 5) == failed
-        assert outcome_of(os.close, fd) == failed
-        assert outcome_of(os.chmod, path, 0o600) == failed
-        assert outcome_of(os.unlink, path) == failed
+        everything_fails(mounted.path / name)
 
 
 def test_an_error_reaches_a_mapping(failing: Path, new_mount: NewMount) -> None:

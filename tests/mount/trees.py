@@ -30,6 +30,23 @@ def outcome_of(operation: Callable[..., Any], *args: Any) -> Outcome:
         return Outcome(None, errno.errorcode[exc.errno or 0])
 
 
+def everything_fails(path: Path) -> None:
+    """Whatever is done to that file of ``faulty.py`` fails with the errno that is its name."""
+    failed = (None, path.name)
+    fd = os.open(path, os.O_RDWR)
+    assert outcome_of(os.pread, fd, 100, 0) == failed
+    assert outcome_of(os.pwrite, fd, b"x", 0) == failed
+    assert outcome_of(os.fsync, fd) == failed
+    assert outcome_of(os.fdatasync, fd) == failed
+    assert outcome_of(os.ftruncate, fd, 5) == failed
+    assert outcome_of(os.close, fd) == failed
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    assert outcome_of(os.write, fd, b"x") == failed
+    assert outcome_of(os.close, fd) == failed
+    assert outcome_of(os.chmod, path, 0o600) == failed
+    assert outcome_of(os.unlink, path) == failed
+
+
 class Node(NamedTuple):
     """What two trees that went through the same have in common about one file."""
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.mount.conftest import fresh
 from tests.mount.harness import wait_until
-from tests.mount.trees import outcome_of
+from tests.mount.trees import everything_fails, outcome_of
 from tests.recovery.conftest import KINDS, NewSupervised, Supervised
 
 both_kinds = pytest.mark.parametrize("kind", [KINDS["dev-async"], KINDS["dev-sync"]])
@@ -37,19 +37,7 @@ def test_errors_of_the_disk(failing: Path, new_supervised: NewSupervised) -> Non
 
     def use_all(_turn: int) -> None:
         for name in ("EIO", "EDQUOT", "ENOSPC"):
-            failed = (None, name)
-            path = mount.path / name
-            fd = os.open(path, os.O_RDWR)
-            assert outcome_of(os.pread, fd, 100, 0) == failed
-            assert outcome_of(os.pwrite, fd, b"x", 0) == failed
-            assert outcome_of(os.fsync, fd) == failed
-            assert outcome_of(os.ftruncate, fd, 5) == failed
-            assert outcome_of(os.close, fd) == failed
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-            assert outcome_of(os.write, fd, b"x") == failed
-            assert outcome_of(os.close, fd) == failed
-            assert outcome_of(os.chmod, path, 0o600) == failed
-            assert outcome_of(os.unlink, path) == failed
+            everything_fails(mount.path / name)
         with (mount.path / "half").open("rb", buffering=0) as file:
             assert file.read(3000) == b"r" * 1500
 

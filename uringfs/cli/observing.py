@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from uringfs.cli.running import control_of
+from uringfs.cli.running import control_of, name_mount
 from uringfs.cli.words import Help
 from uringfs.control import ask, follow
 from uringfs.errors import Exit, UserError
@@ -27,7 +27,7 @@ def add_stats(commands: Any) -> None:
         description="Requests and their latencies by operation, bytes, what is open, what the "
         "server uses (docs/observing.md). Without MOUNTPOINT, of every mount of this machine.",
     )  # fmt: skip
-    stats.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT")
+    name_mount(stats, nargs="?")
     how = stats.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="all figures, as JSON")
     how.add_argument(
@@ -41,7 +41,6 @@ def add_stats(commands: Any) -> None:
     stats.add_argument(
         "--output", metavar="FILE", help="replace FILE by it, in one step, in place of printing it"
     )
-    stats.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
     stats.set_defaults(run=_quietly(_stats))
 
 
@@ -114,7 +113,7 @@ def add_trace(commands: Any) -> None:
         description="A line for each request once it is answered, as strace(1) has them: node and "
         "path, arguments, result, time, process. Costs the server nothing when nobody traces.",
     )  # fmt: skip
-    trace.add_argument("mountpoint", metavar="MOUNTPOINT")
+    name_mount(trace)
     trace.add_argument(
         "--opcodes", metavar="NAME[,NAME...]", help="only these operations: read,write,lookup"
     )
@@ -123,7 +122,6 @@ def add_trace(commands: Any) -> None:
     )
     trace.add_argument("--count", type=int, metavar="N", help="end after N requests")
     trace.add_argument("--json", action="store_true", help="a JSON object for each")
-    trace.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
     trace.set_defaults(run=_quietly(_trace))
 
 

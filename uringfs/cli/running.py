@@ -31,11 +31,16 @@ def add_ctl(commands: Any) -> None:
         f"mount {FORM}, unmount PATH, mounts: the sources of a mount that was made with --mount; "
         "detach PATH: unmount it though files are open, which live on.",
     )  # fmt: skip
-    ctl.add_argument("mountpoint", metavar="MOUNTPOINT")
+    name_mount(ctl)
     ctl.add_argument("command", choices=CTL_COMMANDS, metavar="|".join(CTL_COMMANDS))
     ctl.add_argument("value", nargs="?", metavar="VALUE")
-    ctl.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
     ctl.set_defaults(run=_ctl)
+
+
+def name_mount(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """The arguments that ``control_of`` looks at."""
+    parser.add_argument("mountpoint", nargs=nargs, metavar="MOUNTPOINT")
+    parser.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
 
 
 def control_of(args: argparse.Namespace) -> Path:
@@ -80,8 +85,7 @@ def add_upgrade(commands: Any) -> None:
         description="Have the version that is installed now take over a mount made with "
         "--supervise, while it is in use. If it cannot, the old one goes on.",
     )  # fmt: skip
-    upgrade.add_argument("mountpoint", metavar="MOUNTPOINT")
-    upgrade.add_argument("--control", metavar="PATH", help="the socket, if not the default one")
+    name_mount(upgrade)
     upgrade.set_defaults(run=_upgrade)
 
 

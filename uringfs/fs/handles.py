@@ -34,7 +34,7 @@ TRAITS = FAST | MEMORY | LIST
 
 _OPENED, _FH, _NODEID, _IN_FLIGHT = range(4)
 _WORDS = ENTRY.size // 8
-_BACKING, _HALVES = 7, ENTRY.size // 4
+_MOVING, _BACKING, _HALVES = 6, 7, ENTRY.size // 4
 """A row by words of 8 bytes. A word is stored by one instruction, which Struct does not promise
 (``pack_into`` clears the place first): the table is valid wherever SIGKILL falls."""
 _SERIAL, _HIGHEST = 2, 3
@@ -109,21 +109,24 @@ class HandleMap:
         index = self._free.pop() if self._free else self._highest + 1
         if index >= CAPACITY:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        fh = (self._serial + 1 & _INDEX) << 32 | index
         backing = 0 if backed is None else self.backings.hold(nodeid, file.fd, flags, backed)
         self._halves[index * _HALVES + _BACKING] = backing
+        self._take_serial(self._serial + 1 & _INDEX)
+        fh = self._serial << 32 | index
         self._enter(fh, nodeid, file, flags, traits)
         return fh
 
     def _enter(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
         words, index = self._words, fh & _INDEX
-        words[_SERIAL] = self._serial = fh >> 32
         words[_HIGHEST] = self._highest = max(self._highest, index)
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
         self._moved_kib[index] = 0
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
+
+    def _take_serial(self, serial: int) -> None:
+        self._words[_SERIAL] = self._serial = serial
 
     def restore(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
         """Enter an open file under the ``fh`` it had. OSError EINVAL: no map gave that.
@@ -133,9 +136,8 @@ class HandleMap:
         index = fh & _INDEX
         if not 0 < index < CAPACITY or fh >> 64 or self._is_used(index):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        serial = self._serial
+        self._take_serial(max(self._serial, fh >> 32))
         self._enter(fh, nodeid, file, flags, traits)
-        self._words[_SERIAL] = self._serial = max(serial, fh >> 32)
 
     def _is_used(self, index: int) -> bool:
         return bool(self._words[index * _WORDS + _NODEID])
@@ -201,7 +203,7 @@ class HandleMap:
         """Enter what the table holds, as another process left it."""
         self._serial, self._highest = self._words[_SERIAL], self._words[_HIGHEST]
         for index, (fd, flags, fh, nodeid, _in_flight, backing) in _rows(self.table):
-            self._halves[index * _HALVES + _BACKING - 1] = 0
+            self._halves[index * _HALVES + _MOVING] = 0
             self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
             self.backings.take_up(nodeid, backing)
         self.find_free()

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
@@ -67,8 +67,19 @@ class Measures:
         return {code.name.lower(): numbers[code] for code in Opcode if numbers.get(code)}
 
 
+class Below(Protocol):
+    """A part in C that serves requests before Python sees them: a Mover of the ring's."""
+
+    def watch(self, least_ns: int | None) -> None: ...
+
+    def served(self) -> tuple[Sequence[Any], int]: ...
+
+    def stats(self) -> Mapping[str, Any]: ...
+
+
 class Meter:
-    """Counters of the requests of one session, or of one guest."""
+    """Counters of the requests of one session, or of one guest, those included that a part in C
+    serves, while there is one (``attach``)."""
 
     def __init__(self) -> None:
         self.failed = [0] * OPCODES
@@ -80,12 +91,27 @@ class Meter:
         """By the length of the time in bits: one more than the number of its bucket."""
         self._records: list[Record] = []
         self._lost = 0
+        self._below: Below | None = None
+        self._earlier = Measures()
+
+    def attach(self, below: Below) -> None:
+        """A part in C takes requests from now on."""
+        self._below = below
+        below.watch(self.least_ns)
+
+    def detach(self) -> None:
+        """It takes none any more; what it has measured stays."""
+        if self._below is not None:
+            self._earlier.add(self._below.stats())
+            self._below = None
 
     def watch(self, least_ns: int | None) -> None:
         """Keep records of requests that take that long, for ``served``; None: of none."""
         self.least_ns = least_ns
         if least_ns is None:
             self._records.clear()
+        if self._below is not None:
+            self._below.watch(least_ns)
 
     def begin(self, request: Request, length: int, now: int) -> None:
         """A request of ``length`` bytes has come. ``now``: CLOCK_MONOTONIC, in nanoseconds."""
@@ -135,10 +161,14 @@ class Meter:
         """The records since the last call, and how many there was no room for."""
         records, self._records = self._records, []
         lost, self._lost = self._lost, 0
+        if self._below is not None:
+            rows, missed = self._below.served()
+            records += [decode(r.head, r.started_ns, r.took_ns, -r.error, r.moved) for r in rows]
+            lost += missed
         return records, lost
 
     def measured(self, counts: Sequence[int]) -> Measures:
-        """All that is measured here; ``counts`` are requests by opcode."""
+        """All that is measured; ``counts`` are the requests that Python was given, by opcode."""
         found = Measures(_counter(counts), _counter(self.failed), _counter(self.spent_ns))
         for code, row in enumerate(self.latency):
             if any(row):
@@ -146,6 +176,9 @@ class Meter:
                     row[0] + row[1], *row[2:BUCKETS], sum(row[BUCKETS:])
                 ]  # fmt: skip
         found.bytes_read, found.bytes_written = self.moved[Opcode.READ], self.moved[Opcode.WRITE]
+        found.merge(self._earlier)
+        if self._below is not None:
+            found.add(self._below.stats())
         return found
 
 

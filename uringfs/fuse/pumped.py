@@ -16,7 +16,6 @@ from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse import replies
 from uringfs.fuse.abi import OUT_HEADER, InitFlags
 from uringfs.fuse.dispatch import Dispatcher
-from uringfs.fuse.records import Record, decode
 from uringfs.fuse.request import Reply, Request
 from uringfs.ring import Ring
 from uringfs.ring.pump import HEADERS, PAGE, Pump
@@ -142,8 +141,3 @@ class PumpedDevice:
             start, length = 0, len(whole)
             slot.memory[:length] = whole
         self.pump.reply(slot.index, start, length)
-
-    def served(self) -> tuple[list[Record], int]:
-        """Records of requests, and how many there was no room for; see ``Mover.watch``."""
-        rows, lost = self.pump.served()
-        return [decode(r.head, r.started_ns, r.took_ns, -r.error, r.moved) for r in rows], lost

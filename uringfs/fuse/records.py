@@ -26,6 +26,10 @@ _MOVING = frozenset(
 """Operations of which it is worth to know how many bytes they moved."""
 
 
+NAMES = frozenset(row.opcode.name.lower() for row in OPERATIONS.values())
+"""What operations are called."""
+
+
 class Record(NamedTuple):
     """One request. Times are in nanoseconds, ``started_ns`` on CLOCK_MONOTONIC; ``error`` is an
     errno or 0; ``moved`` are bytes."""

@@ -108,23 +108,16 @@ class DevSession:
         found = self._meter.measured(self._dispatcher.counts)
         found.in_flight = self._under_way
         if self._pumped is not None:
-            found.add(self._pumped.pump.stats())
             found.in_flight += self._pumped.pump.under_way
         return found
 
     def watch(self, least_ns: int | None) -> None:
         """Keep records of requests that take that long, for ``served``; None: of none."""
         self._meter.watch(least_ns)
-        if self._pumped is not None:
-            self._pumped.pump.watch(least_ns)
 
     def served(self) -> tuple[list[Record], int]:
         """The records since the last call, and how many there was no room for."""
-        records, lost = self._meter.served()
-        if self._pumped is not None:
-            more, missed = self._pumped.served()
-            records, lost = records + more, lost + missed
-        return records, lost
+        return self._meter.served()
 
     def waiting(self) -> list[tuple[str, int]]:
         """What is under way: operations, and since when (CLOCK_MONOTONIC, nanoseconds)."""
@@ -225,7 +218,7 @@ class DevSession:
         except OSError as exc:
             log.warning("going on without the pump: %s", exc.strerror)
             return None
-        pumped.pump.watch(self._meter.least_ns)
+        self._meter.attach(pumped.pump)
         pumped.start()
         self._dispatcher.over_io_uring = self._queues > 0
         return pumped

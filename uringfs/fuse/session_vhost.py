@@ -60,7 +60,6 @@ class GuestShare:
         self._fast = True
         self._pumped: PumpedGuest | None = None
         self.meter = Meter()
-        self._before = Measures()
         self._under_way = 0
 
     def new_pumped(self) -> PumpedGuest | None:
@@ -71,7 +70,7 @@ class GuestShare:
 
         try:
             self._pumped = PumpedGuest(self._ring, self.fs, self._no_fsetid, fast=self._fast)
-            self._pumped.pump.watch(self.meter.least_ns)
+            self.meter.attach(self._pumped.pump)
         except OSError as exc:
             log.warning("%s: going on without the pump: %s", self.tag, exc.strerror)
         return self._pumped
@@ -92,25 +91,17 @@ class GuestShare:
     def add_measured(self, found: Measures) -> None:
         """Add what is known of its requests."""
         found.merge(self.meter.measured(self.dispatcher.counts))
-        found.merge(self._before)
         found.in_flight += self._under_way
         if self._pumped is not None:
-            found.add(self._pumped.pump.stats())
             found.in_flight += self._pumped.pump.transfers
 
     def watch(self, least_ns: int | None) -> None:
         """See VhostSession."""
         self.meter.watch(least_ns)
-        if self._pumped is not None:
-            self._pumped.pump.watch(least_ns)
 
     def served(self) -> tuple[list[Record], int]:
         """See VhostSession."""
-        records, lost = self.meter.served()
-        if self._pumped is not None:
-            more, missed = self._pumped.served()
-            records, lost = records + more, lost + missed
-        return records, lost
+        return self.meter.served()
 
     def _ended(self, request: GuestRequest) -> None:
         self._under_way -= 1
@@ -168,8 +159,7 @@ class GuestShare:
         self.dispatcher.agreement = None
 
     def _gone(self) -> None:
-        if self._pumped is not None:
-            self._before.add(self._pumped.pump.stats())
+        self.meter.detach()
         self.device = self._pumped = None
 
     async def run(self) -> None:

@@ -17,8 +17,7 @@ from uringfs.errors import Exit, UserError
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.meter import BUCKETS, Measures
-from uringfs.fuse.opcodes import OPERATIONS
-from uringfs.fuse.records import Record
+from uringfs.fuse.records import NAMES, Record
 from uringfs.observe.dump import dump_on_sigquit, stop_dumping
 from uringfs.observe.endpoint import Endpoint
 from uringfs.observe.prometheus import exposition
@@ -30,7 +29,6 @@ FACTS = (
     "takeovers", "last_pause_ms",
 )  # fmt: skip
 """Of what ``status`` tells."""
-NAMES = frozenset(row.opcode.name.lower() for row in OPERATIONS.values())
 MAX_FILES = 1 << 16
 """More open files than that are not looked at one by one."""
 MAX_LEAST_MS = 1e9

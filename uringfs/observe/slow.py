@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from uringfs.fuse.opcodes import OPERATIONS
-from uringfs.fuse.records import Record, argument_text
+from uringfs.fuse.records import NAMES, Record, argument_text
 from uringfs.observe.tap import Tap
 
 log = logging.getLogger("uringfs.slow")
@@ -20,7 +20,7 @@ STUCK_S = 10.0
 """What is under way for so long is told of before it ends, once."""
 PATIENT = frozenset(row.opcode.name.lower() for row in OPERATIONS.values() if row.waits)
 """Operations that wait for somebody else: that is no fault of anything's."""
-WANTED = frozenset(row.opcode.name.lower() for row in OPERATIONS.values()) - PATIENT
+WANTED = NAMES - PATIENT
 
 Waiting = Callable[[], list[tuple[str, int]]]
 PathOf = Callable[[int], str | None]

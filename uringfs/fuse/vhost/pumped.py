@@ -9,7 +9,6 @@ import os
 
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import OwnedFd
-from uringfs.fuse.records import Record, decode
 from uringfs.fuse.vhost.memory import DirtyLog, GuestMemory
 from uringfs.fuse.vhost.request import GuestRequest
 from uringfs.fuse.vhost.virtqueue import Chain, Feature, Virtqueue
@@ -65,11 +64,6 @@ class PumpedGuest:
 
     def _fault(self, queue: int, why: str) -> None:
         self._vrings[queue].fail(why)
-
-    def served(self) -> tuple[list[Record], int]:
-        """Records of requests that Python never saw; see PumpedDevice."""
-        rows, lost = self.pump.served()
-        return [decode(r.head, r.started_ns, r.took_ns, -r.error, r.moved) for r in rows], lost
 
     async def end(self) -> None:
         """See transfers end, those that take long by cancelling them."""
