@@ -182,25 +182,30 @@ def test_the_clock_jumps(mount: Supervised, hours: int) -> None:
 
 
 def test_descriptors_run_out(new_supervised: NewSupervised) -> None:
+    """A successor has a few more to give: it has none from its own start."""
     mount = new_supervised("--rlimit-nofile=1500", "--inode-file-handles=never")
-    with ExitStack() as stack:
-        fds = []
-        for number in range(1500):
+    fds: list[int] = []
+
+    def open_until_refused() -> str | None:
+        for number in range(len(fds), 1500):
             (mount.source / f"{number}").write_text(f"{number}")
             opened = outcome_of(os.open, mount.path / f"{number}", os.O_RDONLY)
             if opened.error:
-                break
+                return opened.error
             fds.append(opened.value)
             stack.callback(os.close, opened.value)
-        assert opened.error == "EMFILE"
+        return None
+
+    with ExitStack() as stack:
+        assert open_until_refused() == "EMFILE"
         for _ in range(2):
             mount.kill_server()
             assert [os.pread(fd, 9, 0) for fd in fds] == [b"%d" % each for each in range(len(fds))]
-            assert outcome_of(os.open, mount.path / f"{number}", os.O_RDONLY).error == "EMFILE"
+            assert open_until_refused() == "EMFILE"
     mount.expected.append("out of descriptors")
     wait_until(lambda: mount.status()["handles"] == 0, "the files to be released")
     mount.kill_server()
-    assert (mount.path / f"{number}").read_text() == f"{number}"
+    assert (mount.path / f"{len(fds)}").read_text() == f"{len(fds)}"
 
 
 @pytest.mark.parametrize("supervise", [True, False])
