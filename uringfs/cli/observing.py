@@ -142,7 +142,8 @@ def add_top(commands: Any) -> None:
     top = commands.add_parser(
         "top", help="watch all mounts of this machine", formatter_class=Help,
         description="A live view of every mount: operations a second and their latencies, bytes, "
-        "requests in flight, the busiest files. Ctrl-C ends it. Needs: pip install 'uringfs[top]'.",
+        "requests in flight, the busiest files. q or Ctrl-C ends it. "
+        "Needs: pip install 'uringfs[top]'.",
     )  # fmt: skip
     top.add_argument(
         "--interval", type=_positive, default=1.0, metavar="SECONDS", help="between pictures [1]"
