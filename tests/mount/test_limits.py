@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import struct
 import threading
@@ -19,6 +20,7 @@ SERVED = ("dev-async", "dev-sync", "pyfuse3-sync")
 INODES = 1024
 F_OFD_SETLK, F_OFD_SETLKW = 37, 38
 WHOLE = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+MIB = 1 << 20
 OPENED = {
     "mkdir": lambda top: os.mkdir(top / "new"),
     "symlink": lambda top: os.symlink("target", top / "new"),
@@ -35,6 +37,12 @@ OPENED = {
 def combination(request: pytest.FixtureRequest) -> Combination:
     found: Combination = request.param
     return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that it had at the most."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def make_files(source: Path, count: int) -> list[str]:
@@ -96,6 +104,38 @@ def test_requests_under_way(new_mount: NewMount, combination: Combination, faili
         thread.join(60)
     with (mounted.path / "most").open("rb", buffering=0) as file:
         assert 1 < int(file.read(10)) <= 4
+
+
+def test_memory_for_requests(new_mount: NewMount, combination: Combination) -> None:
+    """As many transfers of 1 MiB as there may be requests have memory at a time."""
+    if not combination.name.endswith("-async"):
+        pytest.skip("there is one at a time")
+    limit, readers = 8, 64
+    mounted = new_mount(f"--max-requests={limit}", "--max-background=256")
+    path = mounted.path / "file"
+    (mounted.source / "file").write_bytes(bytes(readers * MIB))
+    before = resident(mounted.process.pid)
+
+    def read(at: int) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        for _ in range(4):
+            assert os.preadv(fd, [mmap.mmap(-1, MIB)], at * MIB) == MIB
+        os.close(fd)
+
+    threads = [threading.Thread(target=read, args=(at,)) for at in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert resident(mounted.process.pid) - before < 2 * limit * MIB
+
+
+@pytest.mark.parametrize("count", [7, 1000])
+def test_requests_that_nobody_waits_for(new_mount: NewMount, count: int) -> None:
+    mounted = new_mount(f"--max-background={count}")
+    number = os.minor(mounted.path.stat().st_dev)
+    told = Path(f"/sys/fs/fuse/connections/{number}/max_background")
+    wait_until(lambda: int(told.read_text()) == count, "the kernel to be told")
 
 
 def test_who_waits_for_locks_leaves_room_for_who_unlocks(
