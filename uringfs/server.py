@@ -4,80 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from uringfs import __version__, logs
 from uringfs.backends import Backends
-from uringfs.choices import Chosen, busy_poll_us, choose, possible_cpus, wants_commands
+from uringfs.choices import Chosen, choose, possible_cpus, wants_commands
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
 from uringfs.control import ControlServer, socket_path
 from uringfs.errands import Errands
 from uringfs.errors import Exit, UserError
 from uringfs.fs import credentials
-from uringfs.fs.backings import Backings
 from uringfs.fs.io import FileIO
 from uringfs.fs.kept import keep
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import State
-from uringfs.fs.types import Stale
 from uringfs.fs.vfs import Vfs
-from uringfs.fuse.backing import BackingFiles
 from uringfs.fuse.mounts import unmount
 from uringfs.limits import raise_nofile
-from uringfs.observe.observer import Observed, Observer
+from uringfs.observe.observer import Observer
 from uringfs.recovery.lives import Life
 from uringfs.recovery.start import supervised
-from uringfs.sandbox.capabilities import has_capability
 from uringfs.sandbox.confine import confine, shared_namespace
 from uringfs.service import ServiceManager
+from uringfs.sessions import Session, backing_files, preload, pyfuse3_session
 from uringfs.shown import Shown
 from uringfs.sources import Source
 
-if TYPE_CHECKING:
-    from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
-    from uringfs.ring import Ring
-
 log = logging.getLogger("uringfs")
-
-WORTH_AN_ERRAND = 256 << 10
-"""Bytes of a file: reading fewer takes less time than to have the process outside register it."""
-
-
-class Session(Observed, Protocol):
-    """Carries the kernel's requests to the operations."""
-
-    @property
-    def name(self) -> str:
-        """What logs and ``status`` call it."""
-
-    @property
-    def requests_by(self) -> str:
-        """What they come by."""
-
-    async def run(self, live: Callable[[], None]) -> None:
-        """Mount, call ``live`` when the kernel has answered, serve, unmount."""
-
-    async def tell(self, stale: Stale) -> None:
-        """Have the kernel forget that."""
-
-    def use_ring(self, ring: Ring, no_fsetid: int) -> None:
-        """Work on the ring where it can; ``no_fsetid`` is a personality without CAP_FSETID."""
-
-    def set_async(self, on: bool) -> None:
-        """Whether data is moved with the ring."""
-
-    def stop(self) -> None:
-        """Make ``run`` end."""
 
 
 class Server:
@@ -141,7 +103,7 @@ class Server:
             raise UserError(Exit.USAGE, "supervise: needs --session dev; libfuse cannot go on")
         if self._shown:
             raise UserError(Exit.USAGE, "supervise: is for one SOURCE, not for --mount")
-        _preload(self._modules)
+        preload(self._modules)
         if self._state is None:
             self._state = State.create()
             where = {"source": self._source, "mountpoint": self._mountpoint}
@@ -155,7 +117,7 @@ class Server:
 
     def check(self) -> None:
         """Whether it could be ``run`` here: UserError where not. Nothing is served."""
-        _preload(self._modules)
+        preload(self._modules)
         if self._server.async_io is not False:
             self._backends.probe(self._state)
 
@@ -166,7 +128,7 @@ class Server:
 
     def _choose(self) -> Chosen:
         refused = None if self._backends.ring is not None else self._backends.refused
-        return choose(self._config, self._mount, self._server, self._carrier, refused)
+        return choose(self._config, self._server, self._carrier, refused)
 
     def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
@@ -229,7 +191,7 @@ class Server:
 
     def _confine(self) -> None:
         """Go into the sandbox. What is imported later on has to be there before: no file is."""
-        _preload(self._modules)
+        preload(self._modules)
         self._confinement = confine(
             self._roots(), self._config, self._mount, self._server, self._carrier,
             self._namespace,
@@ -275,33 +237,26 @@ class Server:
     def _make_session(self, fs: PassthroughFs) -> Session:
         try:
             if self._server.session == "pyfuse3":
-                session = _pyfuse3_session()
+                session = pyfuse3_session()
                 return session(fs, self._mountpoint, self._config, self._mount, self._errands.place)
             from uringfs.fuse.session_dev import DevSession
 
+            backed = backing_files(
+                self._chosen.kernel_passthrough.value, fs.handles.backings, self._errands
+            )
             dev = DevSession(
                 fs, self._mountpoint, self._config, self._mount, self._errands.place, self._state,
-                self._backing_files(fs.handles.backings), self._queues,
+                backed, self._queues,
             )  # fmt: skip
             self._pause = dev.pause
             return dev
         except ConfigError as exc:
             raise UserError(Exit.USAGE, str(exc)) from exc
 
-    def _backing_files(self, backings: Backings) -> BackingFiles | None:
-        chosen = self._chosen.kernel_passthrough.value
-        if chosen == "off":
-            return None
-        is_auto = backings.keeps_direct_writers = chosen == "auto"
-        if has_capability("sys_admin"):
-            return BackingFiles()
-        backings.smallest = WORTH_AN_ERRAND if is_auto else 0
-        return BackingFiles(self._errands.register, self._errands.unregister)
-
     def _join_ring(self) -> None:
         ring, io = self._backends.ring, self._backends.on_ring
         if ring is not None and io is not None:
-            ring.busy_poll(busy_poll_us(self._server))
+            ring.busy_poll(self._server.busy_poll_us)
             if self._server.pump:
                 self._session.use_ring(ring, io.personalities.no_fsetid)
 
@@ -428,26 +383,3 @@ class Server:
             "requests": measured.by_name(measured.counts),
             **(self._life.describe() if self._life else {}),
         }
-
-
-def _preload(modules: Iterable[str]) -> None:
-    """Import what is imported where it is first used, as far as it is installed."""
-    for name in modules:
-        try:
-            importlib.import_module(f"uringfs.{name}")
-        except ImportError as exc:
-            log.debug("%s cannot be had: %s", name, exc)
-
-
-def _pyfuse3_session() -> type[Pyfuse3Session]:
-    """The session that libfuse carries; UserError where the extra ``pyfuse3`` is not installed."""
-    try:
-        from uringfs.fuse.session_pyfuse3 import Pyfuse3Session
-    except ImportError as exc:
-        raise UserError(
-            Exit.FUSE,
-            f"session pyfuse3: {exc}; take --session dev, which needs nothing more, or install "
-            f"pkg-config, libfuse3-dev and a C compiler and then: "
-            f"{sys.executable} -m pip install pyfuse3",
-        ) from exc
-    return Pyfuse3Session

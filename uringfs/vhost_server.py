@@ -20,7 +20,8 @@ from uringfs.fs.io import FileIO
 from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse.session_vhost import GuestShare, VhostSession
-from uringfs.server import Server, Session
+from uringfs.server import Server
+from uringfs.sessions import Session
 
 log = logging.getLogger("uringfs")
 

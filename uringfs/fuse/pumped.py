@@ -28,6 +28,14 @@ CLOSE_GRACE_S = 5.0
 """How long transfers may take to end by themselves, and then again when they are cancelled."""
 
 
+def flags_asked(fs: PassthroughFs) -> int:
+    """Flags of open(2) that a request's own have to agree in with its file's, to be carried out on
+    it: those that a backing file can have been opened with."""
+    direct = os.O_DIRECT if fs.config.allow_direct_io else 0
+    append = 0 if fs.features.writeback else os.O_APPEND
+    return direct | append
+
+
 class PumpSlot(Request):
     """A request in one of the pump's slots. Its memory is the pump's again once it is answered."""
 
@@ -86,10 +94,8 @@ class PumpedDevice:
         self.pump.start()
 
     def negotiated(self) -> None:
-        """Flags that no backing file is opened with need not be those of a request."""
-        direct = os.O_DIRECT if self._fs.config.allow_direct_io else 0
-        append = 0 if self._fs.features.writeback else os.O_APPEND
-        self.pump.configure(flag_mask=direct | append)
+        """The kernel has been answered: go by what was agreed on."""
+        self.pump.configure(flag_mask=flags_asked(self._fs))
         agreement = self._dispatcher.agreement
         if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:
             self.pump.register()

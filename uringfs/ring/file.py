@@ -17,7 +17,7 @@ from uringfs.ring.ring import Ring
 from uringfs.ring.stream import READ_AHEAD, BinaryFile, File
 from uringfs.ring.text import NEWLINES, TextFile
 
-AnyFile = TypeVar("AnyFile", bound=File)
+AnyFile = TypeVar("AnyFile", bound=File[Any])
 
 
 class Opening(Generic[AnyFile]):
@@ -150,7 +150,7 @@ def open(
         codecs.lookup_error(errors or "strict")
     read_ahead = buffering if buffering == 0 or buffering > 1 else READ_AHEAD
 
-    async def start() -> File:
+    async def start() -> File[Any]:
         on = ring or get_ring()
         fd, name = await _descriptor(on, file, flags, personality)
         try:

@@ -11,7 +11,8 @@ from collections.abc import Coroutine
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from uringfs.ring.ring import TAG_POLL, TAG_SHIFT, Ring, rings
+from uringfs.ring.driven import rings
+from uringfs.ring.ring import TAG_POLL, TAG_SHIFT, Ring
 from uringfs.ring.uapi import Op
 
 
@@ -231,7 +232,7 @@ def get_ring(loop: asyncio.AbstractEventLoop | None = None) -> Ring:
     """
     loop = loop or asyncio.get_running_loop()
     ref = rings.get(loop)
-    ring = ref() if ref else None
+    ring: Ring | None = ref() if ref else None
     if ring is None or ring.closed:
         ring = Ring().attach(loop)
     return ring

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, AnyStr, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from uringfs.ring.arguments import ReadableBuffer, WriteableBuffer
 from uringfs.ring.ring import Ring
@@ -20,7 +20,7 @@ READ_AHEAD = 64 * 1024
 
 P = ParamSpec("P")
 T = TypeVar("T")
-F = TypeVar("F", bound="File")
+F = TypeVar("F", bound="File[Any]")
 
 
 def locked(
@@ -37,7 +37,7 @@ def locked(
     return wrapper
 
 
-class File:
+class File(Generic[AnyStr]):
     """What files of every mode have. Not made by hand: see open()."""
 
     def __init__(self, ring: Ring, fd: int, name: Any, mode: str, *, closefd: bool) -> None:
@@ -109,6 +109,32 @@ class File:
     def _forget_read_ahead(self) -> None:
         raise NotImplementedError
 
+    async def readline(self, limit: int = -1, /) -> AnyStr:
+        raise NotImplementedError
+
+    async def _readline(self, limit: int) -> AnyStr:
+        raise NotImplementedError
+
+    @locked
+    async def readlines(self, hint: int | None = -1, /) -> list[AnyStr]:
+        lines: list[AnyStr] = []
+        total = 0
+        while line := await self._readline(-1):
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint < total:
+                break
+        return lines
+
+    def __aiter__(self) -> AsyncIterator[AnyStr]:
+        self._check_open()
+        return self
+
+    async def __anext__(self) -> AnyStr:
+        if line := await self.readline():
+            return line
+        raise StopAsyncIteration
+
     async def flush(self) -> None:
         """Nothing is ever held back, so there is nothing to do; fsync() makes data durable."""
         self._check_open()
@@ -145,7 +171,7 @@ class File:
             os.close(self._fd)
 
 
-class BinaryFile(File):
+class BinaryFile(File[bytes]):
     """A file of bytes."""
 
     def __init__(
@@ -270,26 +296,6 @@ class BinaryFile(File):
             seen = have
             if not await self._fill():
                 return self._take(have)
-
-    @locked
-    async def readlines(self, hint: int | None = -1, /) -> list[bytes]:
-        lines: list[bytes] = []
-        total = 0
-        while line := await self._readline(-1):
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint < total:
-                break
-        return lines
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self._check_open()
-        return self
-
-    async def __anext__(self) -> bytes:
-        if line := await self.readline():
-            return line
-        raise StopAsyncIteration
 
     async def write_some(self, data: ReadableBuffer) -> int:
         """Write all of `data` at the position, and move that."""

@@ -4,7 +4,7 @@ import codecs
 import io
 import locale
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 from uringfs.ring.stream import READ_AHEAD, BinaryFile, File, locked
 
@@ -15,7 +15,7 @@ POSITION_BITS = 64
 FLAGS_BITS = 64
 
 
-class TextFile(File):
+class TextFile(File[str]):
     """A file of characters; encoding, errors and newline as in io.TextIOWrapper."""
 
     def __init__(
@@ -109,26 +109,6 @@ class TextFile(File):
     @locked
     async def readline(self, limit: int = -1, /) -> str:
         return await self._readline(limit)
-
-    @locked
-    async def readlines(self, hint: int | None = -1, /) -> list[str]:
-        lines: list[str] = []
-        total = 0
-        while line := await self._readline(-1):
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint < total:
-                break
-        return lines
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        self._check_open()
-        return self
-
-    async def __anext__(self) -> str:
-        if line := await self.readline():
-            return line
-        raise StopAsyncIteration
 
     # Writing
 

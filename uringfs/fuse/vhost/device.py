@@ -21,6 +21,7 @@ from uringfs.fuse.vhost import wire
 from uringfs.fuse.vhost.inflight import Inflight, new_memory, region_size
 from uringfs.fuse.vhost.memory import BadAddress, DirtyLog, GuestMemory, Region, map_region
 from uringfs.fuse.vhost.request import GuestRequest
+from uringfs.fuse.vhost.transfer import StateTransfer
 from uringfs.fuse.vhost.virtqueue import MAX_SIZE, Feature
 from uringfs.fuse.vhost.vring import Vring
 from uringfs.fuse.vhost.wire import Connection, FrontEnd, Message, Protocol
@@ -98,7 +99,7 @@ class Device:
         self._log: DirtyLog | None = None
         self._status = 0
         self._requests: OwnedFd | None = None
-        self._moving: asyncio.Future[bytes | None] | None = None
+        self._state = StateTransfer(share.save, share.load)
         self._pumped = share.new_pumped()
         self._vrings = [
             Vring(index, f"{share.tag}: queue {index}", share.serve) for index in range(MAX_QUEUES)
@@ -375,27 +376,14 @@ class Device:
     # The device
 
     def _set_device_state_fd(self, message: Message) -> bytes:
-        """Write the state to the descriptor, or read it from there, in a thread: it is a pipe, and
-        the other end may be slow."""
         direction, phase = wire.DEVICE_STATE.unpack(message.payload)
-        if phase != 0 or direction not in (wire.SAVE, wire.LOAD):
-            raise Refused(f"direction {direction} in phase {phase}")
-        loop, file = asyncio.get_running_loop(), message.one_fd()
-        if direction == wire.SAVE:
-            self._moving = loop.run_in_executor(None, wire.write_all, file, self._share.save())
-        else:
-            self._moving = loop.run_in_executor(None, wire.read_all, file)
+        self._state.begin(direction, phase, message.one_fd())
         return wire.U64.pack(wire.VRING_NOFD)
 
     async def _check_device_state(self, _message: Message) -> bytes:
         """Whether that went well."""
-        moving, self._moving = self._moving, None
         try:
-            if moving is None:
-                raise ValueError("no state was moved")
-            state = await moving
-            if state is not None:
-                self._share.load(state)
+            await self._state.end()
         except (OSError, ValueError) as exc:
             log.error("%s: the state cannot be moved: %s", self._share.tag, exc)
             return wire.U64.pack(1)

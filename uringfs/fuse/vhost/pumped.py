@@ -9,6 +9,7 @@ import os
 
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import OwnedFd
+from uringfs.fuse.pumped import CLOSE_GRACE_S, CLOSE_POLL_S, flags_asked
 from uringfs.fuse.vhost.memory import DirtyLog, GuestMemory
 from uringfs.fuse.vhost.request import GuestRequest
 from uringfs.fuse.vhost.virtqueue import Chain, Feature, Virtqueue
@@ -17,10 +18,6 @@ from uringfs.ring import Ring
 from uringfs.ring.virtqueue import GuestPump, Rings
 
 log = logging.getLogger(__name__)
-
-CLOSE_POLL_S = 0.002
-CLOSE_GRACE_S = 5.0
-"""How long transfers may take to end by themselves before they are cancelled."""
 
 
 class PumpedGuest:
@@ -39,10 +36,8 @@ class PumpedGuest:
         fs.handles.before_close = ring.submit_now
 
     def negotiated(self) -> None:
-        """Flags that no backing file is opened with need not be those of a request."""
-        direct = os.O_DIRECT if self._fs.config.allow_direct_io else 0
-        append = 0 if self._fs.features.writeback else os.O_APPEND
-        self.pump.configure(flag_mask=direct | append)
+        """The guest has been answered: go by what was agreed on."""
+        self.pump.configure(flag_mask=flags_asked(self._fs))
 
     def set_memory(self, memory: GuestMemory) -> None:
         """The guest's memory from now on."""

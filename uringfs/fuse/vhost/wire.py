@@ -8,7 +8,6 @@ from __future__ import annotations
 import array
 import enum
 import errno
-import os
 import socket
 from collections.abc import Sequence
 from struct import Struct
@@ -94,7 +93,6 @@ LOG = Struct("=QQ")
 DEVICE_STATE = Struct("=II")
 """direction, phase (0: the device is stopped)."""
 SAVE, LOAD = 0, 1
-LARGEST_STATE = 1 << 30
 LARGEST = 4096
 """Bytes of a message's payload at the most: a whole configuration space, or 8 regions."""
 MAX_FDS = 8
@@ -180,18 +178,3 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
             numbers = array.array("i", data[: len(data) - len(data) % 4])
             found += [OwnedFd(number) for number in numbers]
     return found
-
-
-def write_all(file: OwnedFd, data: bytes) -> None:
-    """Write it all to a descriptor that may block."""
-    with open(os.dup(file.fd), "wb") as stream:
-        stream.write(data)
-
-
-def read_all(file: OwnedFd) -> bytes:
-    """Read a descriptor to its end. ValueError: there is more than makes sense."""
-    with open(os.dup(file.fd), "rb") as stream:
-        data = stream.read(LARGEST_STATE + 1)
-    if len(data) > LARGEST_STATE:
-        raise ValueError(f"a state of more than {LARGEST_STATE} bytes")
-    return data
