@@ -86,13 +86,14 @@ Section: utils
 Priority: optional
 Installed-Size: $(du --summarize --apparent-size --block-size=1K "$root/usr" | cut -f1)
 Depends: python3 (>= 3.11), python3-aiofiles (>= 23.1), python3-cffi-backend (>= 1.15.1), libc6 (>= ${libc/_/.})
-Recommends: fuse3
+Recommends: fuse3, libseccomp2
 Description: FUSE passthrough file system on io_uring
  Mirrors a directory at a mount point. File data moves through one io_uring,
  which is also the heart of the server's event loop: Python decides, the ring
  moves the bytes.
  .
- fuse3 is needed where users other than root mount.
+ fuse3 is needed where users other than root mount, libseccomp2 to leave the
+ server no system calls but those that it makes.
 END
 cat >"$root/DEBIAN/postinst" <<'END'
 #!/bin/sh
