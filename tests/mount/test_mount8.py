@@ -100,7 +100,7 @@ REFUSED = {
     "a wrong value": (["-o", "entry_timeout=x"], USAGE, "entry_timeout: 'x'"),
     "a remount": (["-o", "remount,ro"], USAGE, "remount"),
     "a wrong file": (["-o", "config=/missing"], USAGE, "config /missing"),
-    "no sandbox": (["-o", "sandbox=chroot,seccomp=kill,watch"], USAGE, "watch"),
+    "what cannot be had": (["-o", "supervise,session=pyfuse3"], USAGE, "supervise"),
 }
 
 

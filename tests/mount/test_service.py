@@ -20,7 +20,7 @@ PATIENCE_S = 20
 
 @pytest.fixture(scope="module")
 def combination() -> Combination:
-    return Combination("dev", ("--session=dev", "--seccomp=kill"))
+    return Combination("dev", ("--session=dev",))
 
 
 class Manager:
@@ -82,9 +82,7 @@ def test_nobody_waits_for_a_sign_of_life(new_mount: NewMount, manager: Manager) 
 
 
 def test_whoever_takes_over_goes_on_telling(new_mount: NewMount, manager: Manager) -> None:
-    mounted = new_mount(
-        "--supervise", "--seccomp=none", before_exec=lambda: manager.start_below(200_000)
-    )
+    mounted = new_mount("--supervise", before_exec=lambda: manager.start_below(200_000))
     assert "READY" in manager.next()
     os.kill(mounted.status()["pid"], signal.SIGKILL)
     assert "READY" in manager.next_with("READY")

@@ -83,7 +83,7 @@ def test_nothing_in_it_hides_the_mount() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--xattr", "--seccomp=kill"),
+        ("--xattr",),
         ("--xattr", "--watch"),
         ("--supervise",),
         ("--sandbox=chroot",),

@@ -266,6 +266,7 @@ def test_an_ordinary_user_mounts(
 
     try:
         wait_until(live, "the mount to be live")
+        assert "seccomp: kill" in log.read_text()
         assert as_user(NOBODY, NOBODY, work) == [NOBODY, "by nobody", "EPERM"]
         assert outcome_of(os.listdir, path).error == "EACCES"
         (control,) = (run / "uringfs").iterdir()

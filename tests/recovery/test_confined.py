@@ -16,9 +16,6 @@ from uringfs.errors import Exit
 from uringfs.fs.state import State
 from uringfs.fuse.mount import mount
 
-KILL = "--seccomp=kill"
-"""So that a server is ended that calls what only one without a supervisor had to."""
-
 
 def seen_of(pid: int) -> tuple[object, ...]:
     """What a server has around it, and has left."""
@@ -32,7 +29,7 @@ def seen_of(pid: int) -> tuple[object, ...]:
 
 def test_all_servers_see_the_same(shared_source: Path, new_supervised: NewSupervised) -> None:
     source = shared_source
-    mounted = new_supervised(KILL, "--entry-timeout=0", source=source)
+    mounted = new_supervised("--entry-timeout=0", source=source)
     first = mounted.server
     before = seen_of(first)
     assert before[0] != os.readlink("/proc/self/ns/mnt")
@@ -100,7 +97,7 @@ def test_started_in_a_chroot(tmp_path: Path) -> None:
 
 
 def test_without_namespaces(new_supervised: NewSupervised) -> None:
-    mounted = new_supervised("--sandbox=chroot", KILL)
+    mounted = new_supervised("--sandbox=chroot")
     (mounted.path / "file").write_text("there")
     mounted.kill_server()
     assert (mounted.path / "file").read_text() == "there"

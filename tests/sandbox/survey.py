@@ -1,9 +1,11 @@
 """Makes uringfs/sandbox/calls.py: which system calls a server makes, by what it is asked to do.
 
-    python -m tests.sandbox.survey > calls.py && mv calls.py uringfs/sandbox/
+    python -m tests.sandbox.survey > calls.py && mv calls.py uringfs/sandbox/ && ruff format
+    python -m tests.sandbox.survey watch vhost > calls.py ...   # only what is called for these
 
 Mounts with strace(1) around the server, lets the black-box suite of tests/posix and what else there
-is to do loose on the mount, and reads what was called once the server was in its sandbox. Takes
+is to do loose on the mount, and reads what was called once the server was in its sandbox. What is
+in the table stays, since another Python or libc was seen to call it: run it once with each. Takes
 some minutes. Needs root, and what the tests need.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.mount.harness import Mounted, as_user
+from uringfs.sandbox.calls import CALLS
 
 RARE = {
     "clock_gettime", "getpeername", "gettimeofday", "setsockopt", "shutdown", "syncfs", "time",
@@ -39,6 +42,7 @@ CALL = re.compile(r"^(\w+)\(")
 THREAD = re.compile(r"^clone3?\(.*CLONE_THREAD.* = (\d+)$")
 
 Work = Callable[[Mounted], None]
+TESTS = Path(__file__).parent.parent
 
 
 class Run(NamedTuple):
@@ -47,7 +51,8 @@ class Run(NamedTuple):
     name: str
     upon: tuple[str, ...]
     flags: tuple[str, ...]
-    work: Work
+    """Of the mount; or tests that start servers themselves."""
+    work: Work | None = None
 
 
 def read(mounted: Mounted) -> None:
@@ -75,7 +80,7 @@ def read(mounted: Mounted) -> None:
 
 def posix(mounted: Mounted) -> None:
     """Everything else; switched while it runs, if it can be."""
-    suite = pytest(Path(__file__).parent.parent / "posix", "--dir", mounted.path)
+    suite = pytest(TESTS / "posix", "--dir", mounted.path)
     while suite.poll() is None:
         for value in ("off", "on", "status"):
             with suppress(AssertionError):
@@ -91,10 +96,6 @@ def pytest(*words: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *words], stdout=sys.stderr)
 
 
-def machines(_mounted: Mounted) -> None:
-    """Virtual machines instead of a mount."""
-
-
 def several(mounted: Mounted) -> None:
     """Sources that come and go."""
     for _ in range(2):
@@ -108,6 +109,7 @@ DEV = ("--session=dev", "--kernel-passthrough=off")
 PASSED = ("--session=dev", "--kernel-passthrough=on")
 SYNC, ASYNC, POOL = ("--no-async-io",), ("--async-io",), ("--no-async-io", "--thread-pool-size=4")
 XATTR = ("-o", "xattr")
+ALL = ("base", "write", "xattr")
 RUNS = [
     Run("base", (), (*DEV, *SYNC, "--ro"), read),
     Run("base", (), (*DEV, *ASYNC, "--ro"), read),
@@ -123,8 +125,12 @@ RUNS = [
     Run("base", ("write",), (*DEV, *ASYNC), several),
     Run("base", (), (*DEV, *SYNC, "--ro", "--no-default-permissions"), read),
     Run("base", ("write",), (*PASSED, *ASYNC), read),
-    Run("watch", ("base", "write", "xattr"), (*DEV, *ASYNC, *XATTR, "--watch"), posix),
-    Run("vhost", ("base", "write", "xattr"), (), machines),
+    Run("watch", ALL, (*DEV, *ASYNC, *XATTR, "--watch"), posix),
+    Run("watch", (*ALL, "pyfuse3"), ("mount/test_watch.py",)),
+    Run("vhost", ALL, ("vhost", f"--ignore={TESTS}/vhost/guests")),
+    Run("base", (*ALL, "pyfuse3"), ("mount/test_observing.py", "mount/test_service.py")),
+    Run("base", ALL, ("mount/test_fuse_uring.py", "mount/test_kernel_passthrough.py")),
+    Run("base", ALL, ("recovery/test_takeover.py", "recovery/test_upgrade.py")),
 ]
 
 
@@ -135,14 +141,14 @@ def called(run: Run, top: Path) -> set[str]:
     strace = ["strace", "-D", "-ff", "-qqq", "-e", "signal=none", "-o", str(trace / "of")]
     os.environ["URINGFS_TEST_PREFIX"] = shlex.join(strace)
     os.environ["URINGFS_TEST_FLAGS"] = "--seccomp=log"
-    if run.work is machines:
-        pytest(Path(__file__).parent.parent / "vhost").wait()
+    if run.work is None:
+        pytest(*(word if word.startswith("-") else TESTS / word for word in run.flags)).wait()
     else:
-        mount(run, top)
+        mount(run, run.work, top)
     return set(after_the_mark(trace))
 
 
-def mount(run: Run, top: Path) -> None:
+def mount(run: Run, work: Work, top: Path) -> None:
     """Let the run's work loose on a mount, which then ends with a file open."""
     source, path = top / "source", top / "mnt"
     (source / "dir").mkdir(parents=True)
@@ -150,12 +156,12 @@ def mount(run: Run, top: Path) -> None:
     (source / "dir" / "file").write_bytes(b"data" * 5000)
     (source / "link").symlink_to("dir/file")
     flags = (*run.flags, "-o", "allow_other")
-    if run.work is several:
+    if work is several:
         flags = (*flags, "--mount", f"/one={source}")
     mounted = Mounted(source, path, top / "log", flags)
     try:
         mounted.wait_live()
-        run.work(mounted)
+        work(mounted)
         with suppress(OSError), open(path / "dir" / "file", "rb"):
             mounted.process.send_signal(signal.SIGTERM)
             mounted.process.wait(60)
@@ -190,8 +196,12 @@ CALLS: dict[str, tuple[str, ...]] = {'''
 
 
 def main() -> None:
-    table: dict[str, set[str]] = {"base": set(RARE), "dev": set()}
+    wanted = set(sys.argv[1:])
+    table = {name: set(calls) for name, calls in CALLS.items()}
+    table["base"] |= RARE
     for run in RUNS:
+        if wanted and run.name not in wanted:
+            continue
         with tempfile.TemporaryDirectory(prefix="survey") as top:
             os.chmod(top, 0o755)
             known = set[str]().union(*(table[name] for name in run.upon))

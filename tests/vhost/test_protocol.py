@@ -333,6 +333,12 @@ def test_the_socket_is_its_users_alone(served: Served) -> None:
 
 
 @once
+def test_it_is_filtered_as_it_comes(served: Served) -> None:
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    assert "Seccomp:\t2\n" in status
+
+
+@once
 def test_a_socket_left_behind_is_replaced(serve: Callable[..., Served]) -> None:
     served = serve()
     served.process.kill()

@@ -53,6 +53,7 @@ CALLS: dict[str, tuple[str, ...]] = {
         "open_by_handle_at",
         "openat",
         "openat2",
+        "pread64",
         "preadv2",
         "prlimit64",
         "read",
@@ -115,4 +116,12 @@ CALLS: dict[str, tuple[str, ...]] = {
         "pipe2",
         "poll",
     ),
+    "watch": (
+        "fanotify_init",
+        "fanotify_mark",
+        "inotify_add_watch",
+        "inotify_init1",
+        "inotify_rm_watch",
+    ),
+    "vhost": ("memfd_create",),
 }

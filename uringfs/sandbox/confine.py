@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from uringfs.config import Config, MountConfig, ServerConfig
 from uringfs.errors import Exit, UserError
 from uringfs.sandbox import seccomp
-from uringfs.sandbox.calls import CALLS
 from uringfs.sandbox.capabilities import (
     OUTSIDE,
     drop_all_but,
@@ -35,6 +34,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DEFAULT_ACTION = "kill"
+"""What seccomp is where it is not given and can be had."""
 UNPRIVILEGED = (
     "acting as the callers (what is made belongs to user {uid}), other users unless "
     "user_allow_other is in /etc/fuse.conf, changing owners, making device nodes, file handles, "
@@ -77,11 +78,11 @@ def confine(
     Must be called by the only thread, before the server serves; no io_uring can be made
     afterwards. UserError for what was asked for and cannot be had.
     """
-    kind, action = server.sandbox, server.seccomp
+    kind = server.sandbox
     if server.supervise and kind != "chroot":
         # Not one of its own: the descriptors that a successor goes on with are of the first one's.
         kind = "none" if namespace is None else "namespace"
-    library = _load_seccomp(action)
+    library = _load_seccomp(server.seccomp)
     capabilities = kept_capabilities(config, mount, server, carrier)
     confinement = _enter(kind, sources, namespace)
     if os.geteuid() == 0:
@@ -89,11 +90,7 @@ def confine(
         confinement.said.append(f"capabilities kept: {' '.join(kept) or 'none'}")
     no_new_privileges()
     no_traces()
-    if library is None:
-        confinement.said.append("seccomp: none")
-    else:
-        count = _filter(library, action, _features(config, mount, carrier))
-        confinement.said.append(f"seccomp: {action} for all but {count} system calls")
+    confinement.said.append(_filter(library, server.seccomp, _features(config, mount, carrier)))
     return confinement
 
 
@@ -109,30 +106,38 @@ def _features(config: Config, mount: MountConfig, carrier: str) -> list[str]:
     return [name for name, is_asked in asked.items() if is_asked]
 
 
-def _load_seccomp(action: str) -> Any:
-    """libseccomp; None if no filter is wanted."""
+def _load_seccomp(action: str | None) -> Any:
+    """libseccomp; None if no filter is wanted, or can be had."""
     if action == "none":
         return None
     try:
         return seccomp.load()
     except OSError as exc:
-        raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
+        _no_filter(action, exc)
+        return None
 
 
-def _filter(library: Any, action: str, features: Sequence[str]) -> int:
-    if action == "trap":
+def _filter(library: Any, action: str | None, features: Sequence[str]) -> str:
+    """Set it; what the log is to say."""
+    if library is None:
+        return "seccomp: none"
+    taken = action or DEFAULT_ACTION
+    if taken == "trap":
         # SIGSYS ends the process, but says first where it was.
         faulthandler.register(signal.SIGSYS, chain=True)
-    unknown = [name for name in features if name not in CALLS]
-    if unknown:
-        raise UserError(
-            Exit.USAGE,
-            f"seccomp={action}: no table of system calls for {unknown[0]} yet; take none",
-        )
     try:
-        return seccomp.install(library, action, features)
+        count = seccomp.install(library, taken, features)
     except OSError as exc:
+        _no_filter(action, exc)
+        return "seccomp: none"
+    return f"seccomp: {taken} for all but {count} system calls"
+
+
+def _no_filter(action: str | None, exc: OSError) -> None:
+    """UserError if it was asked for."""
+    if action is not None:
         raise UserError(Exit.FAILED, f"seccomp={action}: {exc.strerror}") from exc
+    log.warning("going on without a filter of system calls: %s", exc.strerror)
 
 
 def shared_namespace(kind: str | None, sources: Mapping[str, bool]) -> int | None:

@@ -25,7 +25,13 @@ _ERRNO = 0x00050000
 _ATTRIBUTES = {"CTL_NNP": 3, "CTL_TSYNC": 4, "CTL_SSB": 7, "CTL_OPTIMIZE": 8}
 _CMP_EQ, _CMP_MASKED_EQ = 4, 7
 
+NEW_CALLS = range(450, 600)
+"""Numbers, the same everywhere, of calls since Linux 5.17. Those that are not in the table fail, as
+on a kernel that lacks them: a libc of tomorrow takes what it takes there."""
+
 CLONE_THREAD = 0x10000
+PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_SET_VMA": 0x53564D41}
+"""prctl(2): names for threads and for memory, which Python 3.14 and later give."""
 IOCTLS = {
     "FS_IOC_GETFLAGS": 0x80086601,
     "FS_IOC_SETFLAGS": 0x40086602,
@@ -57,6 +63,18 @@ ALSO = {
 }
 """Calls that another libc, or one for another architecture, makes in place of one in the table."""
 
+OWN = (
+    "arch_prctl", "clock_getres", "clock_gettime", "clock_nanosleep", "exit", "exit_group", "futex",
+    "get_mempolicy", "getcpu", "getcwd", "getegid", "geteuid", "getgid", "getpgrp", "getpid",
+    "getppid", "getrandom", "getrusage", "gettid", "gettimeofday", "getuid", "madvise",
+    "membarrier", "mincore", "mlock", "mmap", "mprotect", "mremap", "munlock", "munmap",
+    "nanosleep", "pause", "poll", "ppoll", "prctl", "pselect6", "readv", "restart_syscall",
+    "rt_sigtimedwait", "sched_get_priority_max", "sched_get_priority_min", "sched_getparam",
+    "sched_getscheduler", "select", "set_tid_address", "sysinfo", "time", "times",
+)  # fmt: skip
+"""Calls that reach nothing but the process itself, by which another Python or libc may wait, get
+memory, or ask how things are. They are let through whether or not they were seen."""
+
 
 class _Comparison(ctypes.Structure):
     _fields_ = (
@@ -70,7 +88,7 @@ class _Comparison(ctypes.Structure):
 def allowed(features: Iterable[str]) -> set[str]:
     """The names of the calls that a server with these features makes."""
     names = {name for feature in features for name in CALLS[feature]}
-    return names.union(*(ALSO.get(name, ()) for name in names))
+    return names.union(OWN, *(ALSO.get(name, ()) for name in names))
 
 
 def install(library: Any, action: str, features: Iterable[str]) -> int:
@@ -89,6 +107,8 @@ def install(library: Any, action: str, features: Iterable[str]) -> int:
                 _add(library, context, ALLOW, name, comparison)
         # Its flags are in memory, which no filter can read; without it libc takes clone(2).
         _add(library, context, _ERRNO | errno.ENOSYS, "clone3", None)
+        for number in {*NEW_CALLS} - {_number(library, name) for name in names}:
+            _rule(library, context, _ERRNO | errno.ENOSYS, number, None)
         _check(library.seccomp_load(context))
     finally:
         library.seccomp_release(context)
@@ -120,15 +140,26 @@ def _conditions(name: str) -> list[_Comparison | None]:
         return [_Comparison(0, _CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)]
     if name == "ioctl":
         return [_Comparison(1, _CMP_EQ, number, 0) for number in IOCTLS.values()]
+    if name == "prctl":
+        return [_Comparison(0, _CMP_EQ, number, 0) for number in PRCTLS.values()]
     return [None]
 
 
 def _add(
     library: Any, context: int, action: int, name: str, comparison: _Comparison | None
 ) -> None:
-    number = library.seccomp_syscall_resolve_name(name.encode())
-    if number < 0:
-        return  # not on this architecture, or newer than libseccomp
+    number = _number(library, name)
+    if number >= 0:  # on this architecture, and no newer than libseccomp
+        _rule(library, context, action, number, comparison)
+
+
+def _number(library: Any, name: str) -> int:
+    return int(library.seccomp_syscall_resolve_name(name.encode()))
+
+
+def _rule(
+    library: Any, context: int, action: int, number: int, comparison: _Comparison | None
+) -> None:
     given = None if comparison is None else ctypes.byref(comparison)
     _check(library.seccomp_rule_add_array(context, action, number, comparison is not None, given))
 

@@ -1,1 +1,0 @@
-"""``mount --tune``: what serves a source best is found by trying it."""
