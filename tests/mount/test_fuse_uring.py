@@ -5,18 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import struct
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
 from tests.mount.harness import OVER_IO_URING, Combination, Mounted, uringfs, wait_until
-from tests.mount.trees import Pair
+from tests.mount.trees import Pair, outcome_of
 from uringfs.choices import ENABLE_URING, possible_cpus
 from uringfs.errors import Exit
+
+F_OFD_SETLK, F_OFD_SETLKW = 37, 38
+READ, WRITE, UNLOCKED = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +189,34 @@ def test_without_the_switch(fuse_uring: None, tmp_path: Path) -> None:
         assert "enable_uring is not Y" in done.stderr
     finally:
         ENABLE_URING.write_text("Y")
+
+
+def test_who_waits_for_locks_leaves_room_in_the_queue(new_mount: NewMount) -> None:
+    """All come by the queue of one processor, and so does who unlocks."""
+    room = 4
+    mounted = new_mount(f"--max-requests={room * possible_cpus()}")
+    (mounted.path / "file").touch()
+    outcomes: list[str | None] = []
+    holder, *others = [os.open(mounted.path / "file", os.O_RDWR) for _ in range(10)]
+    lock = partial(struct.pack, "@hhqqi4x")
+    everything = os.SEEK_SET, 0, 0, 0
+
+    def wait(fd: int) -> None:
+        outcomes.append(outcome_of(fcntl.fcntl, fd, F_OFD_SETLKW, lock(READ, *everything)).error)
+
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        fcntl.fcntl(holder, F_OFD_SETLK, lock(WRITE, *everything))
+        threads = [threading.Thread(target=wait, args=(fd,)) for fd in others]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(outcomes) == len(others) - room // 2, "the others to be refused")
+        fcntl.fcntl(holder, F_OFD_SETLK, lock(UNLOCKED, *everything))
+        for thread in threads:
+            thread.join(20)
+    finally:
+        os.sched_setaffinity(0, before)
+        for fd in (holder, *others):
+            os.close(fd)
+    assert outcomes == ["ENOLCK"] * (len(others) - room // 2) + [None] * (room // 2)

@@ -99,6 +99,8 @@ class PumpedDevice:
         agreement = self._dispatcher.agreement
         if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:
             self.pump.register()
+            # Whoever unlocks may have no queue but the one that all who wait came by.
+            self._fs.locks.max_waiting = self.pump.room_of_queue // 2
 
     def _request(self, index: int, length: int) -> None:
         slot = self._slots.get(index)

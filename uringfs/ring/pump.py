@@ -56,7 +56,8 @@ class Pump(Mover):
     each row, is counted what is moved by it.
 
     With `queues`, one for each possible CPU, requests can come over io_uring: see `register`.
-    `slots` are then shared out among them, and the device has some besides.
+    `slots` are then shared out among them, `room_of_queue` for each, and the device has some
+    besides.
 
     Raises OSError where it cannot be set up: EOPNOTSUPP on kernels before 6.7; RingUnavailable.
     """
@@ -86,7 +87,8 @@ class Pump(Mover):
         self._ring = ring
         self._on_request = on_request
         self._on_end = on_end
-        entries = max(LEAST_ENTRIES, slots // queues) * queues if queues else 0
+        self.room_of_queue = max(LEAST_ENTRIES, slots // queues) if queues else 0
+        entries = self.room_of_queue * queues
         first_entry = min(slots, DEVICE_SLOTS) if queues else slots
         slots = first_entry + entries
         self._queues = queues
