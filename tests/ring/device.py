@@ -25,6 +25,8 @@ from uringfs.ring import Ring
 from uringfs.ring.pump import HEADERS, PAGE, Pump
 
 NODE = 42
+DATA = bytes(range(256)) * 400
+"""102,400 bytes: what lies in the files of tests."""
 PATIENCE_S = 20.0
 ROOM = 1 << 23
 """What a socket holds: more than all slots."""
