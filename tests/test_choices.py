@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from uringfs.choices import Chosen, choose
-from uringfs.config import CachePolicy, Config, ServerConfig
+from uringfs.choices import Chosen, choose, pages_limit
+from uringfs.config import MAX_WRITE, CachePolicy, Config, MountConfig, ServerConfig
 from uringfs.errors import UserError
 
 
@@ -18,15 +19,17 @@ def chosen(
     config: Config = Config(),  # noqa: B008 - frozen
     carrier: str = "dev",
     ring_refused: str | None = None,
+    mount: MountConfig = MountConfig(),  # noqa: B008 - frozen
     **options: Any,
 ) -> Chosen:
     server = dataclasses.replace(ServerConfig(), **options)
-    return choose(config, server, carrier, ring_refused)
+    return choose(config, mount, server, carrier, ring_refused)
 
 
 def test_the_defaults() -> None:
     values = [choice.value for choice in chosen(fuse_uring="off")]
-    assert values == ["dev", "io_uring", "C", "/dev/fuse", "auto"]
+    assert values[:5] == ["dev", "io_uring", "C", "/dev/fuse", "auto"]
+    assert values[6] == str(MAX_WRITE)
     assert all(choice.why for choice in chosen())
 
 
@@ -79,8 +82,9 @@ def test_what_kernel_passthrough_does_not_go_with(name: str) -> None:
 )
 def test_kernel_passthrough_takes_a_capability(command: tuple[str, ...]) -> None:
     code = (
-        "from uringfs.choices import choose; from uringfs.config import Config, ServerConfig;"
-        "print(choose(Config(), ServerConfig(), 'dev', None).kernel_passthrough)"
+        "from uringfs.choices import choose;"
+        "from uringfs.config import Config, MountConfig, ServerConfig;"
+        "print(choose(Config(), MountConfig(), ServerConfig(), 'dev', None).kernel_passthrough)"
     )
     done = subprocess.run(
         [*command, sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -105,3 +109,52 @@ def test_requests_come_by_the_device(carrier: str, options: dict[str, Any], why:
 def test_requests_over_io_uring_cannot_be_had() -> None:
     with pytest.raises(UserError, match="fuse_uring=on: supervise: "):
         chosen(fuse_uring="on", supervise=True)
+
+
+@pytest.mark.parametrize("place", ["tmpfs", "overlay", "proc"])
+def test_what_the_source_lies_on(tmp_path: Path, place: str) -> None:
+    expected = {"tmpfs": "memory", "overlay": "stacked", "proc": "a device"}
+    layers = ",".join(f"{name}dir={tmp_path}/{name}" for name in ("lower", "upper", "work"))
+    for name in ("lower", "upper", "work", "top"):
+        (tmp_path / name).mkdir()
+    if place == "proc":
+        root = Path("/proc")
+    else:
+        root = tmp_path / "top"
+        options = ["-o", layers] if place == "overlay" else []
+        subprocess.run(["mount", "-t", place, *options, place, root], check=True, timeout=30)
+    try:
+        assert chosen(Config(root_dir=str(root))).source.value == expected[place]
+    finally:
+        if place != "proc":
+            subprocess.run(["umount", root], check=True, timeout=30)
+
+
+def test_how_large_a_transfer_can_be() -> None:
+    assert chosen(mount=MountConfig(max_write=1 << 16)).transfers.value == "65536"
+    most = pages_limit() * 4096
+    larger = chosen(mount=MountConfig(max_write=most + 4096)).transfers
+    assert larger.value == str(most)
+    assert "max_pages_limit" in larger.why
+    other = chosen(mount=MountConfig(max_write=1 << 16), carrier="vhost").transfers
+    assert other.value == str(MAX_WRITE)
+
+
+def test_larger_transfers_share_the_memory_of_fewer() -> None:
+    assert MountConfig().under_way == 256
+    assert MountConfig(max_write=4096).under_way == 256
+    assert MountConfig(max_write=4 << 20).under_way == 64
+    assert MountConfig(max_write=64 << 20).under_way == 16
+    assert MountConfig(max_write=64 << 20, max_requests=4).under_way == 4
+
+
+def test_looking_before_sleeping() -> None:
+    assert chosen(busy_poll_us=7).busy_poll.value == "7"
+    assert chosen(ring_refused="no such call").busy_poll.value == "0"
+    code = (
+        "import os; os.sched_setaffinity(0, {0});"
+        "from uringfs.choices import busy_poll_us; from uringfs.config import ServerConfig;"
+        "print(busy_poll_us(ServerConfig()), busy_poll_us(ServerConfig(busy_poll_us=5)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 5\n"

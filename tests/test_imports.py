@@ -48,10 +48,11 @@ INSIDE: dict[str, tuple[str, ...]] = {
         "uringfs.sandbox",
         "uringfs.server",
         "uringfs.sources",
+        "uringfs.tuning",
         "uringfs.vhost_server",
         *SHARED,
     ),
-    "uringfs.choices": ("uringfs.sandbox", *SHARED),
+    "uringfs.choices": ("uringfs.fs.kinds", "uringfs.sandbox", *SHARED),
     "uringfs.config": (
         "uringfs.config",
         "uringfs.errors",
@@ -145,6 +146,13 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "uringfs.sandbox.names": (),
     "uringfs.sandbox": ("uringfs.sandbox", "uringfs.fs", *SHARED),
     "uringfs.sources": SHARED,
+    "uringfs.tuning": (
+        "uringfs.choices",
+        "uringfs.fuse.mounts",
+        "uringfs.server",
+        "uringfs.tuning",
+        *SHARED,
+    ),
     "uringfs.vhost_server": (
         "uringfs.control",
         "uringfs.fs",

@@ -6,17 +6,23 @@ error that says why.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-from uringfs.config import CachePolicy, Config, ServerConfig
+from uringfs.config import MAX_WRITE, CachePolicy, Config, MountConfig, ServerConfig
 from uringfs.errors import Exit, UserError
+from uringfs.fs import kinds
 from uringfs.sandbox.capabilities import has_capability
 
 _FIRST_USER_NAMESPACE = ["0", "0", "4294967295"]
 """Its own map of users (user_namespaces(7))."""
 ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
 """The kernel's switch."""
+MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
+"""Of one request (Linux 6.13)."""
+BUSY_POLL_US = 100
+"""More than a request takes where a processor that sleeps is slow to wake, which is what costs."""
 _IS_THE_SERVERS = "the server has to see each write"
 
 
@@ -43,6 +49,12 @@ class Chosen(NamedTuple):
     """/dev/fuse, io_uring or virtqueues: what they come by."""
     kernel_passthrough: Choice
     """auto, on or off: which files the kernel reads and writes itself."""
+    source: Choice
+    """memory, stacked or a device: what the files lie on."""
+    transfers: Choice
+    """Bytes that a request can bring or take."""
+    busy_poll: Choice
+    """Microseconds that the server may look for the next request before it sleeps."""
 
     def lines(self) -> list[str]:
         """One for each, in words."""
@@ -52,7 +64,10 @@ class Chosen(NamedTuple):
         ]
 
 
-def choose(config: Config, server: ServerConfig, carrier: str, ring_refused: str | None) -> Chosen:
+def choose(
+    config: Config, mount: MountConfig, server: ServerConfig, carrier: str,
+    ring_refused: str | None,
+) -> Chosen:  # fmt: skip
     """``carrier``: dev, pyfuse3 or vhost; ``ring_refused``: why there is no io_uring to work on.
 
     To be asked before the server gives up its capabilities: the process outside of the sandbox
@@ -62,7 +77,10 @@ def choose(config: Config, server: ServerConfig, carrier: str, ring_refused: str
     io = _io(server, ring_refused)
     data = _data(server, session, io)
     requests = _requests(server, session, data)
-    return Chosen(session, io, data, requests, _passthrough(config, server, session))
+    return Chosen(
+        session, io, data, requests, _passthrough(config, server, session),
+        _source(config.root_dir), _transfers(mount, session), _busy_poll(server, io),
+    )  # fmt: skip
 
 
 def _session(server: ServerConfig, carrier: str) -> Choice:
@@ -113,13 +131,13 @@ def _no_fuse_uring(server: ServerConfig, carrier: str) -> str | None:
         "fuse_uring=off": server.fuse_uring == "off",
         f"session={carrier}: it has its own way": carrier != "dev",
         "supervise: the kernel would not send them again to another server": server.supervise,
-        f"{ENABLE_URING} is not Y": not _is_enabled(),
+        f"{ENABLE_URING} is not Y": not is_enabled(),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _is_enabled() -> bool:
-    """Linux before 6.14 has no such switch."""
+def is_enabled() -> bool:
+    """The kernel's switch for requests over io_uring; Linux before 6.14 has no such switch."""
     try:
         return ENABLE_URING.read_text().strip() == "Y"
     except OSError:
@@ -176,3 +194,53 @@ def _user_map() -> list[str]:
         return Path("/proc/self/uid_map").read_text().split()
     except OSError:  # a kernel without user namespaces
         return _FIRST_USER_NAMESPACE
+
+
+def _source(root: str) -> Choice:
+    try:
+        fd = os.open(root, os.O_PATH)
+    except OSError:  # there are several, or none yet
+        return Choice("a device", "each file system below a source is looked at by itself")
+    try:
+        if kinds.is_in_memory(fd):
+            return Choice("memory", "nothing waits there: small transfers are made in place")
+        if kinds.is_stacked(fd):
+            return Choice("stacked", "the kernel is not told of files that lie on others")
+        return Choice("a device", "transfers may wait: as many as are asked for are under way")
+    finally:
+        os.close(fd)
+
+
+def _transfers(mount: MountConfig, session: Choice) -> Choice:
+    if session.value != "dev":
+        return Choice(str(MAX_WRITE), f"session={session.value}")
+    limit = pages_limit() * os.sysconf("SC_PAGE_SIZE")
+    if mount.max_write > limit:
+        return Choice(str(limit), f"max_write={mount.max_write}, but {MAX_PAGES_LIMIT} allows less")
+    return Choice(str(mount.max_write), f"max_write; {mount.under_way} can be under way")
+
+
+def pages_limit() -> int:
+    """How many a request can have at the most."""
+    try:
+        return int(MAX_PAGES_LIMIT.read_text())
+    except OSError:
+        return MAX_WRITE // 4096
+
+
+def busy_poll_us(server: ServerConfig) -> int:
+    """What is asked for; else what the number of processors suggests."""
+    if server.busy_poll_us is not None:
+        return server.busy_poll_us
+    return BUSY_POLL_US if len(os.sched_getaffinity(0)) > 1 else 0
+
+
+def _busy_poll(server: ServerConfig, io: Choice) -> Choice:
+    value = busy_poll_us(server)
+    if io.value != "io_uring":
+        return Choice("0", "it is the ring that would look")
+    if server.busy_poll_us is not None:
+        return Choice(str(value), "busy_poll_us")
+    if not value:
+        return Choice("0", "there is one processor: whoever is waited for needs it")
+    return Choice(str(value), "as far as it pays; a processor that sleeps is slow to wake")

@@ -16,7 +16,7 @@ from typing import Any
 
 from uringfs import __version__, logs
 from uringfs.backends import Backends
-from uringfs.choices import Chosen, choose, possible_cpus, wants_commands
+from uringfs.choices import Chosen, busy_poll_us, choose, possible_cpus, wants_commands
 from uringfs.config import Config, ConfigError, MountConfig, ServerConfig
 from uringfs.control import ControlServer, socket_path
 from uringfs.errands import Errands
@@ -128,7 +128,7 @@ class Server:
 
     def _choose(self) -> Chosen:
         refused = None if self._backends.ring is not None else self._backends.refused
-        return choose(self._config, self._server, self._carrier, refused)
+        return choose(self._config, self._mount, self._server, self._carrier, refused)
 
     def _run(self) -> None:
         self._limits = raise_nofile(self._server.rlimit_nofile)
@@ -256,7 +256,7 @@ class Server:
     def _join_ring(self) -> None:
         ring, io = self._backends.ring, self._backends.on_ring
         if ring is not None and io is not None:
-            ring.busy_poll(self._server.busy_poll_us)
+            ring.busy_poll(busy_poll_us(self._server))
             if self._server.pump:
                 self._session.use_ring(ring, io.personalities.no_fsetid)
 

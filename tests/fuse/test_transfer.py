@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuse.kernel import Connection, message, parse, read_in, write_in
+from uringfs.config import MAX_WRITE
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.meter import Meter
-from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
+from uringfs.fuse.transfer import Slot, transfer
 
 
 class Short:

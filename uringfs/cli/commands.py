@@ -56,7 +56,7 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
     add_mount(
         commands,
         several=any(re.match("--mount(=|$)", word) for word in words),
-        asked="--print-capabilities" in words,
+        asked="--print-capabilities" in words or "--tune" in words,
     )
     add_serve(commands)
     add_umount(commands)

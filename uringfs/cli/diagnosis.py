@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from uringfs.cli.words import Help
+from uringfs.config import OPTIONS, build, parse, parse_o, read_file
 
 
 def add_doctor(commands: Any) -> None:
@@ -19,10 +21,39 @@ def add_doctor(commands: Any) -> None:
     )  # fmt: skip
     doctor.add_argument("source", metavar="SOURCE", nargs="?", help="a directory to be mirrored")
     doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument(
+        "--explain", action="store_true",
+        help="say instead how SOURCE would be served here, and why: what was chosen",
+    )  # fmt: skip
+    doctor.add_argument(
+        "-o", action="append", default=[], metavar="OPT[=VALUE],...", dest="fstab",
+        help="with --explain: options of the mount",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--config", metavar="FILE", help="with --explain: a file of the mount's options"
+    )
     doctor.set_defaults(run=_doctor)
 
 
+def _explain(args: argparse.Namespace) -> None:
+    from uringfs.server import Server
+
+    texts = read_file(args.config, OPTIONS)[0] if args.config else {}
+    values = {name: parse(OPTIONS[name], text) for name, text in texts.items()}
+    values |= parse_o(args.fstab)
+    chosen = Server("", "", *build(values, source=args.source or "/")).explain()
+    if args.json:
+        print(
+            json.dumps({name: each._asdict() for name, each in chosen._asdict().items()}, indent=2)
+        )
+    else:
+        print("\n".join(chosen.lines()))
+
+
 def _doctor(args: argparse.Namespace) -> None:
+    if args.explain:
+        _explain(args)
+        return
     from uringfs.doctor.check import as_json, as_table, can_mount
     from uringfs.doctor.machine import check_machine
     from uringfs.doctor.source import check_source

@@ -6,6 +6,7 @@ So a later version, which takes over from this one by its words, needs no file a
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from uringfs.cli.words import Parser
 from uringfs.config import (
     OPTIONS,
     SERVE_OPTIONS,
+    TUNABLE,
     ConfigError,
     Option,
     parse_o,
@@ -54,18 +56,22 @@ def with_file(words: Sequence[str]) -> list[str]:
     args, rest = parser.parse_known_args(words[1:])
     if args.config is None:
         return list(words)
+    is_tuned = getattr(args, "tune", False)
+    if is_tuned and not os.path.exists(args.config):
+        return list(words)
     texts, others = read_file(args.config, command.rows)
     _check(args.config, others, command.others)
     given = _given(args, command)
     flags = [
         word
         for name, text in texts.items()
-        if name not in given
+        if name not in given and not (is_tuned and name in TUNABLE)
         for word in _flags(command.rows[name], text)
     ]
     typed = [word for word in rest if not word.startswith("-")]
     places = _places(others, typed, several=bool(getattr(args, "sources", ())))
-    return [words[0], *flags, *places, *_without_config(words[1:])]
+    said = words[1:] if is_tuned else _without_config(words[1:])
+    return [words[0], *flags, *places, *said]
 
 
 def _given(args: argparse.Namespace, command: _Command) -> set[str]:

@@ -10,16 +10,18 @@ from uringfs.cli.words import CONFIG_HELP, EPILOG, Help, add_options, given_valu
 from uringfs.config import (
     OPTIONS,
     SECTIONS,
+    TUNABLE,
     Config,
     MountConfig,
     ServerConfig,
     build,
     parse_o,
+    write_options,
 )
 from uringfs.daemon import detach
 from uringfs.errors import Exit, UserError
 from uringfs.fuse.mounts import FSTYPE, is_dead, mount_at, unmount
-from uringfs.preflight import check, check_several
+from uringfs.preflight import check, check_several, check_source
 from uringfs.sandbox.capabilities import kept_capabilities
 from uringfs.sources import FORM, PER_SOURCE, parse_sources
 
@@ -37,11 +39,13 @@ def add_mount(commands: Any, *, several: bool, asked: bool) -> None:
         allow_abbrev=False,
     )
     optional: dict[str, Any] = {"nargs": "?"} if asked else {}
-    if not several:
+    if several:
+        mount.set_defaults(source="uringfs")
+    else:
         mount.add_argument("source", metavar="SOURCE", **optional)
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", **optional)
     add_mount_flags(mount)
-    mount.set_defaults(run=_mount, source="uringfs")
+    mount.set_defaults(run=_mount)
 
 
 def add_mount_flags(mount: argparse.ArgumentParser) -> None:
@@ -61,6 +65,11 @@ def add_mount_flags(mount: argparse.ArgumentParser) -> None:
         "--print-capabilities", action="store_true",
         help="print which capabilities a server of root's keeps for the options given, and exit",
     )  # fmt: skip
+    mount.add_argument(
+        "--tune", action="store_true",
+        help="try on SOURCE, for some seconds, what serves it best, write that into the file of "
+        "--config, and exit (docs/performance.md)",
+    )  # fmt: skip
     add_options(mount, SECTIONS, OPTIONS)
 
 
@@ -72,6 +81,9 @@ def _mount(args: argparse.Namespace) -> None:
         kept = kept_capabilities(config, mount, server, server.session)
         print("\n".join(f"{'CAP_' + name.upper():<22} {why}" for name, why in sorted(kept.items())))
         return
+    if args.tune:
+        _tune(args, config, mount, server)
+        return
     sources = parse_sources(args.sources, config, mount)
     if sources:
         roots = [each.config.root_dir for each in sources]
@@ -80,6 +92,22 @@ def _mount(args: argparse.Namespace) -> None:
         source, mountpoint = check(args.source, args.mountpoint, mount)
     detached = detach() if args.daemon else None
     Server(source, mountpoint, config, mount, server, detached, sources, args.words).run()
+
+
+def _tune(
+    args: argparse.Namespace, config: Config, mount: MountConfig, server: ServerConfig
+) -> None:
+    from uringfs.tuning.trial import Options
+    from uringfs.tuning.tune import tune
+
+    if args.config is None or not args.source or args.sources:
+        raise UserError(Exit.USAGE, "tune: it takes --config FILE and one SOURCE")
+    check_source(args.source)
+    fixed = TUNABLE & (parse_o(args.fstab) | given_values(args, OPTIONS)).keys()
+    found = tune(args.source, Options(config, mount, server), fixed, print)
+    write_options(args.config, {OPTIONS[name]: value for name, value in found.items()})
+    for name, value in found.items():
+        print(f"{args.config}: {name} = {value}")
 
 
 def configured(args: argparse.Namespace) -> tuple[Config, MountConfig, ServerConfig]:

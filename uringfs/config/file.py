@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +44,36 @@ def read_file(path: str, rows: Mapping[str, Option]) -> tuple[dict[str, str], di
         except ValueError as exc:
             raise ConfigError(f"config {path}: {exc}") from None
     return texts, others
+
+
+def write_options(path: str, values: Mapping[Option, Any]) -> None:
+    """Have the file say so; whatever else is in it stays as it is. ConfigError if it cannot."""
+    path = os.path.realpath(path)
+    try:
+        text = ""
+        if os.path.exists(path):
+            with open(path) as file:
+                text = file.read()
+        for row, value in values.items():
+            text = _with(text, row, value)
+        with open(f"{path}.new", "w") as file:
+            file.write(text)
+        if os.path.exists(path):
+            shutil.copymode(path, f"{path}.new")
+        os.replace(f"{path}.new", path)
+    except OSError as exc:
+        raise ConfigError(f"config {path}: {exc.strerror}") from None
+
+
+def _with(text: str, row: Option, value: Any) -> str:
+    """There are no tables in the file, so a new line can go to its end."""
+    shown = f'"{value}"' if row.kind is str else str(value).lower()
+    line = f"{row.name} = {shown}\n"
+    names = "|".join(name.replace("_", "[-_]") for name in (row.name, *row.aliases))
+    text, found = re.subn(rf"^[ \t]*(?:{names})[ \t]*=.*(?:\n|\Z)", line, text, flags=re.MULTILINE)
+    if found:
+        return text
+    return text + ("" if not text or text.endswith("\n") else "\n") + line
 
 
 def _text(row: Option, value: Any) -> str:

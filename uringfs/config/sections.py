@@ -12,6 +12,10 @@ from uringfs.config.values import CachePolicy, InodeFileHandles
 from uringfs.fs.xattrmap import XattrMap
 from uringfs.sandbox.names import parse_modcaps
 
+MAX_WRITE = 1 << 20
+"""Bytes of one READ or WRITE that every kernel does: 256 pages."""
+LEAST_REQUESTS = 16
+"""That can be under way, however large they are."""
 TAG_SIZE = 36
 """Bytes of the name that a guest mounts a share by (virtio 1.2, 5.11.4)."""
 
@@ -161,9 +165,22 @@ class MountConfig:
         "N",
         "requests that can be under way, each with up to 1 MiB; half of them may wait for locks",
     )
+    max_write: int = _option(
+        MAX_WRITE,
+        values.pages(4096, 64 << 20),
+        "BYTES",
+        "the most of one read or write; beyond 1 MiB where fs.fuse.max_pages_limit allows it, and "
+        "then fewer requests share the memory of max_requests",
+    )
     max_background: int = _option(
         512, values.integer(1, 65535), "N", "asynchronous requests the kernel may have waiting here"
     )
+
+    @property
+    def under_way(self) -> int:
+        """How many requests can be, as large as they may be."""
+        fitting = max(LEAST_REQUESTS, self.max_requests * MAX_WRITE // self.max_write)
+        return min(self.max_requests, fitting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +216,12 @@ class ServerConfig:
         "have requests come over io_uring rather than by /dev/fuse: auto (where the kernel's "
         "switch for it is on), on, off (docs/performance.md)",
     )
-    busy_poll_us: int = _option(
-        100,
+    busy_poll_us: int | None = _option(
+        None,
         values.integer(0, 10_000),
         "MICROSECONDS",
-        "how long to look for more work before sleeping, as far as it pays; 0: never",
+        "how long to look for more work before sleeping, as far as it pays; 0: never; "
+        "not given: 100, or 0 where there is but one processor",
     )
     thread_pool_size: int = _option(
         0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,6 +106,19 @@ def integer(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return parse_integer
+
+
+def pages(low: int, high: int) -> Callable[[str], int]:
+    """The same for bytes that are whole pages."""
+    number = integer(low, high)
+
+    def parse_pages(text: str) -> int:
+        value = number(text)
+        if value % mmap.PAGESIZE:
+            raise ConfigError(f"{text!r} is not a multiple of {mmap.PAGESIZE}")
+        return value
+
+    return parse_pages
 
 
 @dataclass(frozen=True)

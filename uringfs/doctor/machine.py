@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from uringfs.backends import Backends
-from uringfs.choices import ENABLE_URING
-from uringfs.config import Config, ServerConfig
+from uringfs.choices import ENABLE_URING, MAX_PAGES_LIMIT, pages_limit
+from uringfs.config import MAX_WRITE, Config, ServerConfig
 from uringfs.doctor.check import Check
 from uringfs.errors import UserError
 from uringfs.fuse.abi import InitFlags
@@ -27,8 +27,6 @@ from uringfs.sandbox.capabilities import has_capability
 
 OLDEST = "5.4"
 """The first Linux whose FUSE will do."""
-MAX_WRITE = 1 << 20
-MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 MANY_FILES = 65536
 """Descriptors that a busy server is glad of: inodes keep one each as long as there are enough."""
 PINNED = 64 << 20
@@ -146,7 +144,7 @@ def _features(offer: Offer) -> Iterator[Check]:
             remedy = f"echo Y | sudo tee {ENABLE_URING}"
         yield Check(group="FUSE", name=name, ok=has, found=found, gain=gain, remedy=remedy)
     if MAX_PAGES_LIMIT.exists():
-        pages, wanted = int(MAX_PAGES_LIMIT.read_text()), MAX_WRITE // resource.getpagesize()
+        pages, wanted = pages_limit(), MAX_WRITE // resource.getpagesize()
         yield Check(
             group="FUSE", name="max_pages_limit", ok=pages >= wanted, found=f"{pages} pages",
             gain="transfers of 1 MiB", remedy=f"sudo sysctl fs.fuse.max_pages_limit={wanted}",

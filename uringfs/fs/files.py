@@ -8,10 +8,9 @@ import os
 from uringfs.fs import seal, syscalls
 from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
 from uringfs.fs.handles import FAST, MEMORY, Handle
+from uringfs.fs.kinds import is_in_memory
 from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd
 
-_MEMORY_FILE_SYSTEMS = (0x01021994, 0x858458F6)
-"""TMPFS_MAGIC and RAMFS_MAGIC (linux/magic.h)."""
 MAX_SEARCHED = 4 << 20
 """Bytes behind the end of a file as it was in which an append is looked for."""
 _CHANGEABLE = os.O_DIRECT | os.O_APPEND | os.O_SYNC
@@ -68,7 +67,7 @@ class FileOps(Core):
         device = self.inodes.get(nodeid).ids[:2]
         traits = self._device_traits.get(device)
         if traits is None:
-            traits = FAST | MEMORY if _is_in_memory(file) else FAST
+            traits = FAST | MEMORY if is_in_memory(file.fd) else FAST
             self._device_traits[device] = traits
         return traits
 
@@ -248,10 +247,3 @@ class FileOps(Core):
         """syncfs(2) of the file system the inode lies on."""
         file = await self._open_inode(nodeid, os.O_RDONLY)
         await self.io.call(syscalls.syncfs, file.fd)
-
-
-def _is_in_memory(file: OwnedFd) -> bool:
-    try:
-        return syscalls.fstatfs_type(file.fd) in _MEMORY_FILE_SYSTEMS
-    except OSError:  # a file system need not answer; ENOSYS would tell the kernel not to open
-        return False

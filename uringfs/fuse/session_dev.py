@@ -29,7 +29,7 @@ from uringfs.fuse.notify import Notifier
 from uringfs.fuse.records import Record, opcode_name
 from uringfs.fuse.request import Reply
 from uringfs.fuse.succession import Succession
-from uringfs.fuse.transfer import MAX_WRITE, Slot, transfer
+from uringfs.fuse.transfer import Slot, transfer
 
 if TYPE_CHECKING:
     from uringfs.fuse.pumped import PumpedDevice
@@ -48,8 +48,8 @@ LEAVE_GRACE_S = 5.0
 class DevSlot(Slot):
     __slots__ = ("_session",)
 
-    def __init__(self, session: DevSession) -> None:
-        super().__init__()
+    def __init__(self, session: DevSession, room: int) -> None:
+        super().__init__(room)
         self._session = session
 
     def finish(self, reply: Reply) -> None:
@@ -80,7 +80,7 @@ class DevSession:
         self._mountpoint = mountpoint
         self._place = place or MountPoint(mountpoint, mount)
         self._dispatcher = Dispatcher(
-            fs, config, max_background=mount.max_background, max_write=MAX_WRITE
+            fs, config, max_background=mount.max_background, max_write=mount.max_write
         )
         self._succession = Succession(state, self._dispatcher, fs) if state else None
         self._device: io.FileIO
@@ -89,7 +89,8 @@ class DevSession:
         self._ended: asyncio.Future[None] | None = None
         self._stopping = False
         self._free: list[DevSlot] = []
-        self._slot = DevSlot(self)
+        self._max_write = mount.max_write
+        self._slot = self._new_slot()
         self._ring: Ring | None = None
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
@@ -97,11 +98,14 @@ class DevSession:
         self._notifier = Notifier()
         self._backing_files = fs.handles.backings.registrar = backing_files
         self._meter = Meter()
-        self._max_requests = mount.max_requests
+        self._max_requests = mount.under_way
         self._under_way = 0
         self._paused = False
-        fs.locks.max_waiting = mount.max_requests // 2
+        fs.locks.max_waiting = mount.under_way // 2
         fs.when_crowded(self._ask_to_forget)
+
+    def _new_slot(self) -> DevSlot:
+        return DevSlot(self, self._max_write)
 
     def measured(self) -> Measures:
         """What is known of the requests."""
@@ -211,7 +215,7 @@ class DevSession:
         try:
             pumped = PumpedDevice(
                 ring, self._device.fileno(), self._fs, self._dispatcher,
-                slots=self._max_requests, max_write=MAX_WRITE, no_fsetid=self._no_fsetid,
+                slots=self._max_requests, max_write=self._max_write, no_fsetid=self._no_fsetid,
                 queues=self._queues,
                 served=self._served, ended=self._device_failed,
             )  # fmt: skip
@@ -281,7 +285,7 @@ class DevSession:
         """Dispatch a request; what time it is then."""
         reply = self._dispatcher.dispatch(slot, length)
         if reply is None:
-            self._slot = self._free.pop() if self._free else DevSlot(self)
+            self._slot = self._free.pop() if self._free else self._new_slot()
             self._under_way += 1
             if self._under_way >= self._max_requests:
                 self._pause(True)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from uringfs.config import Config, MountConfig
+from uringfs.config import MAX_WRITE, Config, MountConfig
 from uringfs.fs import migration
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Stale
@@ -25,7 +25,6 @@ from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.meter import Measures, Meter
 from uringfs.fuse.negotiate import Offer
 from uringfs.fuse.records import Record
-from uringfs.fuse.transfer import MAX_WRITE
 from uringfs.fuse.vhost.device import Device
 from uringfs.fuse.vhost.request import GuestRequest
 

@@ -14,15 +14,13 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
+from uringfs.config import MAX_WRITE
 from uringfs.fs.errors import errno_of
 from uringfs.fs.types import CHECKED, PlainIO
 from uringfs.fuse import abi
 from uringfs.fuse.meter import Meter
 from uringfs.fuse.replies import error
 from uringfs.fuse.request import Request
-
-MAX_WRITE = 1 << 20
-"""Bytes of one READ or WRITE: the most the kernel does (256 pages)."""
 
 _READ, _WRITE = int(abi.Opcode.READ), int(abi.Opcode.WRITE)
 # Header and arguments of READ and WRITE, which are alike, without caller and lock owner.
@@ -48,8 +46,9 @@ class Slot(Request):
 
     __slots__ = ("memory", "views")
 
-    def __init__(self) -> None:
-        self.memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE + MAX_WRITE))
+    def __init__(self, room: int = MAX_WRITE) -> None:
+        """``room``: bytes of data, whole pages."""
+        self.memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE + room))
         super().__init__(self.memory[mmap.PAGESIZE - _IN :], self.memory[mmap.PAGESIZE :])
         self.views: dict[int, tuple[tuple[memoryview], memoryview]] = {}
 
@@ -79,7 +78,7 @@ def transfer(
     """
     total, opcode, unique, nodeid, fh, offset, size, how, flags = _unpack(slot.message)
     if opcode == _READ:
-        if length != _IN or size > MAX_WRITE:
+        if length != _IN or size > len(slot.room):
             return None
     elif opcode != _WRITE or length != _IN + size:
         return None

@@ -1,0 +1,1 @@
+"""``mount --tune``: what serves a source best is found by trying it."""
