@@ -67,7 +67,7 @@ completion fish fish/vendor_completions.d/uringfs.fish
 install -D -m 644 "$here/50-uringfs.json" "$root/usr/share/qemu/vhost-user/50-uringfs.json"
 
 doc=$root/usr/share/doc/uringfs
-install -m 644 "$here/copyright" "$doc"
+install -m 644 "$here/copyright" "$here"/{grafana,seccomp-uringfs}.json "$doc"
 gzip --no-name -9 <"$here/../CHANGELOG.md" >"$doc/changelog.gz"
 gzip --no-name -9 >"$doc/changelog.Debian.gz" <<END
 uringfs ($version-1) unstable; urgency=medium

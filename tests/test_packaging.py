@@ -152,6 +152,8 @@ def test_a_debian_package_is_made_of_the_wheel(wheel: Path, tmp_path: Path) -> N
         assert "--config" in (share / completion).read_text().replace("-l config", "--config")
     assert (tmp_path / "usr/lib/systemd/system/uringfs@.service").exists()
     assert (tmp_path / "etc/uringfs").is_dir()
+    for example in ("grafana.json", "seccomp-uringfs.json"):
+        assert json.loads((share / "doc/uringfs" / example).read_text())
     assert not list(tmp_path.rglob("__pycache__"))
     env = {"PYTHONPATH": str(tmp_path / "usr/lib/python3/dist-packages")}
     helper = tmp_path / "usr/sbin/mount.fuse.uringfs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from uringfs.reference.shape import Command, commands_of
 
 COMMANDS = {each.name: each for each in commands_of(cli.make_parser())}
 PAGES = pages()
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 ROWS = {"mount": OPTIONS, "serve": SERVE_OPTIONS}
 
 
@@ -41,7 +43,10 @@ def test_the_commands_are_told_with_every_option(name: str) -> None:
 
 
 def test_every_command_has_a_page_that_the_first_names() -> None:
-    assert {*PAGES} == {"uringfs.1", "mount.uringfs.8", *(f"uringfs-{n}.1" for n in COMMANDS)}
+    scripts = tomllib.loads(PROJECT.read_text())["project"]["scripts"]
+    assert {name.rpartition(".")[0] for name in PAGES} == {
+        *scripts, *(f"uringfs-{name}" for name in COMMANDS)
+    }  # fmt: skip
     for name in COMMANDS:
         assert rf"\fBuringfs\-{name}\fR(1)" in PAGES["uringfs.1"]
     assert "resume" not in COMMANDS, "nobody's command"

@@ -1,7 +1,7 @@
 """Man pages, made of the parser and so of the table of options.
 
 ``python -m uringfs.reference.man DIRECTORY`` writes them there: uringfs.1, one for each command,
-and mount.uringfs.8. Their language is that of man(7).
+and one for each other program. Their language is that of man(7).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def pages() -> dict[str, str]:
     return {
         "uringfs.1": _overview(commands),
         **{f"uringfs-{each.name}.1": _of_command(each) for each in commands},
+        "uringfs-virtiofsd.1": _of_virtiofsd(),
         "mount.uringfs.8": _of_helper(helper),
     }
 
@@ -74,6 +75,19 @@ def _of_command(command: Command) -> str:
         description=[command.description],
         sections={"OPTIONS": _options(command), "EXIT STATUS": _exits(EXITS)},
         see=["uringfs(1)", "mount.uringfs(8)", "fuse(4)"],
+    )  # fmt: skip
+
+
+def _of_virtiofsd() -> str:
+    return _page(
+        "uringfs-virtiofsd", 1, "serve a directory to a virtual machine, for libvirt",
+        synopsis=[r"\fBuringfs\-virtiofsd\fR [\fIOPTION\fR]..."],
+        description=[
+            "The same as uringfs serve, for what starts a program and knows of no commands: "
+            "libvirt, which finds it by /usr/share/qemu/vhost-user/50-uringfs.json.",
+        ],
+        sections={"EXIT STATUS": _exits(EXITS)},
+        see=["uringfs-serve(1)"],
     )  # fmt: skip
 
 
