@@ -91,12 +91,8 @@ class VhostServer(Server):
                     Exit.SOURCE, f"shared directory {shared.root_dir}: {exc.strerror}"
                 ) from exc
             tags, listener = self._vhost.tag, self._listeners[number]
-            self._shares.append(
-                GuestShare(
-                    listener, tags[number if len(tags) > 1 else 0],
-                    self._vhost.num_request_queues, fs, config, self._mount,
-                )
-            )  # fmt: skip
+            tag = tags[number if len(tags) > 1 else 0]
+            self._shares.append(GuestShare(listener, tag, self._vhost, fs, config, self._mount))
         return self._shares[0].fs
 
     def _served(self) -> Sequence[PassthroughFs]:

@@ -326,6 +326,13 @@ class VhostConfig:
         "N",
         "queues offered to guests whose front-end asks for their number",
     )
+    dax_window: int = _option(
+        1 << 30,
+        values.integer(1 << 21, 1 << 40),
+        "BYTES",
+        "with dax_file_size: the window in which files are mapped for a guest, where its front-end "
+        "asks for the size",
+    )
     socket_group: str | None = _option(
         None, values.word, "GROUP", "let that group connect; else only the server's own user may"
     )

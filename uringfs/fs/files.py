@@ -9,7 +9,7 @@ from uringfs.fs import seal, syscalls
 from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
 from uringfs.fs.handles import FAST, MEMORY, Handle
 from uringfs.fs.kinds import is_in_memory
-from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd
+from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd, Window
 
 MAX_SEARCHED = 4 << 20
 """Bytes behind the end of a file as it was in which an append is looked for."""
@@ -242,6 +242,14 @@ class FileOps(Core):
         return await self.io.call(
             os.copy_file_range, source.file.fd, target.file.fd, length, offset_in, offset_out
         )
+
+    async def setup_mapping(
+        self, nodeid: int, offset: int, length: int, at: int, window: Window, *, write: bool
+    ) -> None:
+        """Show a part of a regular file in the client's window, see there; ``write``: to be changed
+        by what is written there, but not in its size."""
+        file = await self._open_inode(nodeid, os.O_RDWR if write else os.O_RDONLY)
+        await window.map(file, offset, length, at, write=write)
 
     async def syncfs(self, nodeid: int) -> None:
         """syncfs(2) of the file system the inode lies on."""

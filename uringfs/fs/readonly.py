@@ -56,6 +56,11 @@ class ReadOnly(PassthroughFs):
             _refuse()
         return await super().ioctl(nodeid, fh, cmd, *args, **kwargs)
 
+    async def setup_mapping(self, *args: Any, write: bool) -> None:
+        if write:
+            _refuse()
+        await super().setup_mapping(*args, write=write)
+
 
 def _refuse() -> NoReturn:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 ROOT_ID = 1
 """Node id of the root directory (FUSE_ROOT_ID)."""
@@ -57,6 +57,17 @@ class OwnedFd:
         except OSError as exc:
             if exc.errno == errno.EBADF:
                 raise
+
+
+class Window(Protocol):
+    """Where a client sees files without reading them (DAX): who lends it maps them there."""
+
+    async def map(self, file: OwnedFd, offset: int, length: int, at: int, *, write: bool) -> None:
+        """Show ``length`` bytes of a file from ``offset`` on, at ``at`` in the window; in place of
+        what is mapped just there. OSError."""
+
+    async def unmap(self, at: int, length: int) -> None:
+        """Take away what is mapped just there; OSError EINVAL if there is nothing."""
 
 
 class Caller(NamedTuple):

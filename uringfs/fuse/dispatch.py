@@ -19,7 +19,7 @@ from typing import Any
 from uringfs.config import Config
 from uringfs.fs.errors import errno_of
 from uringfs.fs.passthrough import PassthroughFs
-from uringfs.fs.types import Entry, Opened
+from uringfs.fs.types import Entry, Opened, Window
 from uringfs.fuse import abi, replies
 from uringfs.fuse.journal import Journal
 from uringfs.fuse.negotiate import Agreement, Offer, negotiate, not_offered
@@ -63,6 +63,8 @@ class Dispatcher:
         self.journal: Journal | None = None
         """Where the server is supervised: what its successor has to know of requests."""
         self.refusal: OSError | None = None
+        self.window: Window | None = None
+        """Where the client can have files mapped, if it can."""
         self._config = config
         self._max_background = max_background
         self._max_write = max_write
@@ -167,7 +169,7 @@ class Dispatcher:
             self.agreement = negotiate(
                 offer, self._config, max_background=self._max_background,
                 max_write=self._max_write, passthrough=passthrough,
-                over_io_uring=self.over_io_uring,
+                over_io_uring=self.over_io_uring, window=self.window is not None,
             )  # fmt: skip
         except OSError as exc:
             self.refusal = exc

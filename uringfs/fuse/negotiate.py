@@ -77,9 +77,16 @@ class Agreement(NamedTuple):
         return (
             FUSE_KERNEL_VERSION, FUSE_KERNEL_MINOR_VERSION, self.max_readahead,
             self.flags & 0xFFFFFFFF, self.max_background, max(1, self.max_background * 3 // 4),
-            self.max_write, 1, self.max_write // mmap.PAGESIZE, 0, self.flags >> 32,
+            self.max_write, 1, self.max_write // mmap.PAGESIZE, self._map_alignment(),
+            self.flags >> 32,
             MAX_STACK_DEPTH if self.features.passthrough else 0, 0,
         )  # fmt: skip
+
+    def _map_alignment(self) -> int:
+        """What mappings have to be multiples of, as a power of two."""
+        if InitFlags.MAP_ALIGNMENT not in self.flags:
+            return 0
+        return mmap.PAGESIZE.bit_length() - 1
 
 
 def negotiate(
@@ -90,10 +97,11 @@ def negotiate(
     max_write: int,
     passthrough: bool = False,
     over_io_uring: bool = False,
+    window: bool = False,
 ) -> Agreement:
     """Answer the kernel's offer. ``max_write`` in bytes, a multiple of the page size;
     ``passthrough``: the kernel may be told of files to read and write itself; ``over_io_uring``: it
-    may send requests that way.
+    may send requests that way; ``window``: files can be mapped for it.
 
     Raises OSError EPROTO for a kernel too old, for the protocol or for posix_acl. A newer major
     version gets ours back, and the kernel asks again with that (linux/fuse.h, "Version
@@ -112,6 +120,7 @@ def negotiate(
     taken = _ALWAYS | _by_options(config)
     taken |= InitFlags.PASSTHROUGH if passthrough else _NONE
     taken |= InitFlags.OVER_IO_URING if over_io_uring else _NONE
+    taken |= InitFlags.MAP_ALIGNMENT if window else _NONE
     flags = InitFlags(offer.flags) & taken
     if InitFlags.NO_OPEN_SUPPORT in flags:
         flags &= ~InitFlags.ATOMIC_O_TRUNC  # there is no request that could tell of it

@@ -23,6 +23,7 @@ from uringfs.fs.types import (
     FileLock,
     SetAttr,
     Timespec,
+    Window,
 )
 from uringfs.fuse import abi
 from uringfs.fuse import replies as reply
@@ -407,6 +408,28 @@ def _copy_file_range(
     return d.fs.copy_file_range(r.nodeid, fh_in, off_in, nodeid_out, fh_out, off_out, length, flags)
 
 
+def _window(d: Dispatcher) -> Window:
+    if d.window is None:
+        raise _error(errno.ENOSYS)
+    return d.window
+
+
+def _setupmapping(
+    d: Dispatcher, r: Request, _fh: int, offset: int, length: int, flags: int, at: int
+) -> Any:
+    """By the node id: Linux has no handle to send."""
+    write = bool(flags & abi.FUSE_SETUPMAPPING_FLAG_WRITE)
+    return d.fs.setup_mapping(r.nodeid, offset, length, at, _window(d), write=write)
+
+
+async def _removemapping(d: Dispatcher, r: Request, count: int, ranges: memoryview) -> None:
+    window = _window(d)
+    if len(ranges) != count * abi.REMOVEMAPPING_ONE.size:
+        raise _error(errno.EINVAL)
+    for at, length in abi.REMOVEMAPPING_ONE.iter_unpack(ranges):
+        await window.unmap(at, length)
+
+
 def _syncfs(d: Dispatcher, r: Request) -> Any:
     return d.fs.syncfs(r.nodeid)
 
@@ -461,6 +484,8 @@ _ROWS = (
         _copy_file_range,
         reply.number(abi.WRITE_OUT),
     ),
+    Operation(Opcode.SETUPMAPPING, abi.SETUPMAPPING_IN, _setupmapping, reply.done),
+    Operation(Opcode.REMOVEMAPPING, abi.REMOVEMAPPING_IN, _removemapping, reply.done, data=True),
     Operation(Opcode.SYNCFS, abi.SYNCFS_IN, _syncfs, reply.done),
     Operation(Opcode.TMPFILE, abi.CREATE_IN, _tmpfile, reply.created, names=1),
     Operation(Opcode.STATX, abi.STATX_IN, _getattr, reply.statx),

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from uringfs.config import MAX_WRITE, Config, MountConfig
+from uringfs.config import MAX_WRITE, Config, MountConfig, VhostConfig
 from uringfs.fs import migration
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.types import Stale
@@ -27,6 +27,7 @@ from uringfs.fuse.negotiate import Offer
 from uringfs.fuse.records import Record
 from uringfs.fuse.vhost.device import Device
 from uringfs.fuse.vhost.request import GuestRequest
+from uringfs.fuse.vhost.window import GuestWindow
 
 if TYPE_CHECKING:
     from uringfs.fuse.vhost.pumped import PumpedGuest
@@ -43,12 +44,14 @@ class GuestShare:
     """One directory for one guest at a time, on a socket that listens."""
 
     def __init__(
-        self, listener: socket.socket, tag: str, queues: int, fs: PassthroughFs, config: Config,
-        mount: MountConfig,
+        self, listener: socket.socket, tag: str, vhost: VhostConfig, fs: PassthroughFs,
+        config: Config, mount: MountConfig,
     ) -> None:  # fmt: skip
         self.listener = listener
         self.tag = tag
-        self.queues = queues
+        self.queues = vhost.num_request_queues
+        self.window_size = 0 if config.dax_file_size is None else vhost.dax_window
+        self._window: GuestWindow | None = None
         self.fs = fs
         self.dispatcher = Dispatcher(
             fs, config, max_background=mount.max_background, max_write=MAX_WRITE
@@ -119,8 +122,16 @@ class GuestShare:
         if reply is not None:
             request.finish(reply)
 
+    def lend(self, window: GuestWindow) -> None:
+        """From now on the front-end maps files."""
+        if self._window is not None:
+            self._window.close()
+        self._window = self.dispatcher.window = window
+
     def save(self) -> bytes:
-        """What the guest knows, for the host that it moves to."""
+        """What the guest knows, for the host that it moves to. ValueError: it has files mapped."""
+        if self._window is not None and self._window.in_use:
+            raise ValueError("a guest cannot move with files that are mapped for it")
         offer = self.dispatcher.offer if self.dispatcher.agreement is not None else None
         return json.dumps({"offer": offer}).encode() + b"\n" + migration.save(self.fs)
 
@@ -156,9 +167,14 @@ class GuestShare:
     def _forget(self) -> None:
         self.fs.destroy()
         self.dispatcher.agreement = None
+        if self._window is not None:
+            self._window.forget()
 
     def _gone(self) -> None:
         self.meter.detach()
+        if self._window is not None:
+            self._window.close()
+            self._window = self.dispatcher.window = None
         self.device = self._pumped = None
 
     async def run(self) -> None:

@@ -24,6 +24,7 @@ from uringfs.fuse.vhost.request import GuestRequest
 from uringfs.fuse.vhost.transfer import StateTransfer
 from uringfs.fuse.vhost.virtqueue import MAX_SIZE, Feature
 from uringfs.fuse.vhost.vring import Vring
+from uringfs.fuse.vhost.window import WINDOW, GuestWindow
 from uringfs.fuse.vhost.wire import Connection, FrontEnd, Message, Protocol
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Share(Interface):
 
     tag: str
     queues: int
+    window_size: int
+    """Bytes in which the guest can have files mapped; 0: it cannot."""
+
+    def lend(self, window: GuestWindow) -> None:
+        """From now on the front-end maps files."""
 
     def new_pumped(self) -> PumpedGuest | None:
         """A pump for one device; None where Python does all."""
@@ -100,6 +106,7 @@ class Device:
         self._status = 0
         self._requests: OwnedFd | None = None
         self._state = StateTransfer(share.save, share.load)
+        self._offered = PROTOCOL | (WINDOW if share.window_size else Protocol(0))
         self._pumped = share.new_pumped()
         self._vrings = [
             Vring(index, f"{share.tag}: queue {index}", share.serve) for index in range(MAX_QUEUES)
@@ -107,7 +114,7 @@ class Device:
         self._handlers: dict[int, Callable[[Message], Reply | Awaitable[Reply]]] = {
             FrontEnd.GET_FEATURES: lambda _: wire.U64.pack(FEATURES),
             FrontEnd.SET_FEATURES: self._set_features,
-            FrontEnd.GET_PROTOCOL_FEATURES: lambda _: wire.U64.pack(PROTOCOL),
+            FrontEnd.GET_PROTOCOL_FEATURES: lambda _: wire.U64.pack(self._offered),
             FrontEnd.SET_PROTOCOL_FEATURES: self._set_protocol_features,
             FrontEnd.SET_OWNER: lambda _: None,
             FrontEnd.RESET_OWNER: lambda _: None,
@@ -115,6 +122,7 @@ class Device:
             FrontEnd.GET_MAX_MEM_SLOTS: lambda _: wire.U64.pack(MAX_SLOTS),
             FrontEnd.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
             FrontEnd.GET_CONFIG: self._get_config,
+            FrontEnd.GET_SHMEM_CONFIG: self._get_shmem_config,
             FrontEnd.SET_MEM_TABLE: self._set_mem_table,
             FrontEnd.ADD_MEM_REG: self._add_mem_reg,
             FrontEnd.REM_MEM_REG: self._rem_mem_reg,
@@ -233,13 +241,15 @@ class Device:
 
     def _set_protocol_features(self, message: Message) -> None:
         (bits,) = wire.U64.unpack(message.payload)
-        if bits & ~int(PROTOCOL):
-            raise Refused(f"protocol features {bits & ~int(PROTOCOL):#x} were not offered")
+        if unknown := bits & ~int(self._offered):
+            raise Refused(f"protocol features {unknown:#x} were not offered")
         self._protocol = Protocol(bits)
 
     def _set_backend_req_fd(self, message: Message) -> None:
         """Where the front-end takes requests; User-Mode Linux has no interrupts without it."""
         self._requests = message.one_fd()
+        if WINDOW in self._protocol:
+            self._share.lend(GuestWindow(self._requests))
 
     def _get_config(self, message: Message) -> bytes:
         offset, size, flags = wire.CONFIG.unpack_from(message.payload)
@@ -250,6 +260,11 @@ class Device:
         )
         part = space[offset : offset + size].ljust(size, b"\0")
         return wire.CONFIG.pack(offset, size, flags) + part
+
+    def _get_shmem_config(self, _message: Message) -> bytes:
+        """One region, the guest's window on files, if there is one."""
+        size = self._share.window_size
+        return wire.SHMEM_CONFIG.pack(bool(size), size, *(0,) * 255)
 
     # Memory
 

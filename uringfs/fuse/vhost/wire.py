@@ -50,6 +50,14 @@ class FrontEnd(enum.IntEnum):
     GET_STATUS = 40
     SET_DEVICE_STATE_FD = 42
     CHECK_DEVICE_STATE = 43
+    GET_SHMEM_CONFIG = 44
+
+
+class BackEnd(enum.IntEnum):
+    """VHOST_USER_BACKEND_*: what the server asks of the front-end."""
+
+    SHMEM_MAP = 9
+    SHMEM_UNMAP = 10
 
 
 class Protocol(enum.IntFlag):
@@ -66,6 +74,7 @@ class Protocol(enum.IntFlag):
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
     DEVICE_STATE = 1 << 19
+    SHMEM = 1 << 20
 
 
 HEADER = Struct("=III")
@@ -93,6 +102,10 @@ LOG = Struct("=QQ")
 DEVICE_STATE = Struct("=II")
 """direction, phase (0: the device is stopped)."""
 SAVE, LOAD = 0, 1
+SHMEM_CONFIG = Struct("=I4x256Q")
+"""How many regions there are, and the size of each."""
+MMAP = Struct("=B7xQQQQ")
+"""region, offset in the file, offset in the region, length, whether it may be written to."""
 LARGEST = 4096
 """Bytes of a message's payload at the most: a whole configuration space, or 8 regions."""
 MAX_FDS = 8
