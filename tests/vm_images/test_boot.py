@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.harness import Mounted, wait_until
+from tests.mount.harness import Mounted
 from tests.vhost.guests import initramfs
 from tests.vhost.guests.conftest import Virtual
 from tests.vhost.guests.debian import program as found
-from tests.vhost.guests.machines import BOOT_S, Guest, booted, qemu
+from tests.vhost.guests.machines import Guest, booted, qemu
 from tests.vm_images.tools import MIB, allocated, attempt, new, run
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_an_image_is_sound_after_its_vm_was_killed(
     drive = f"file={image},format=qcow2,cache=none,aio=io_uring,discard=unmap"
     command = qemu(cloud.kernel, cloud.initrd(tmp_path / "initrd", task), drives=[drive])
     with booted(command, tmp_path / "console") as guest:
-        wait_until(lambda: len(written(guest)) > 20, "the guest to write", BOOT_S)
+        guest.until(lambda: len(written(guest)) > 20, "blocks written")
         guest.kill()
         kept = written(guest)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mount.harness import Mounted, wait_until
 from tests.vhost.guests.machines import QEMU, booted
-from tests.vm_images.tools import MIB, allocated, attempt, new, qemu_io, run
+from tests.vm_images.tools import MIB, allocated, attempt, is_locked, new, qemu_io, run
 
 KINDS = ("raw", "qcow2")
 AIO = ("io_uring", "native", "threads")
@@ -69,18 +69,22 @@ def test_a_second_qemu_is_kept_out(images: Mounted) -> None:
         "-S", "-drive", f"file={image},format=qcow2,cache=none,if=virtio",
     ]  # fmt: skip
 
-    def is_locked() -> bool:
-        return attempt("qemu-img", "snapshot", "-l", image).returncode != 0
+    # Asked without a lock, which could keep the first QEMU out, and of the source: that is where
+    # the locks are.
+    def locked() -> bool:
+        return is_locked(images.source / "locked")
 
-    assert not is_locked()
-    with booted(command, images.source.parent / "console"):
-        wait_until(is_locked, "the first QEMU to lock its image")
+    assert not locked()
+    with booted(command, images.source.parent / "console") as first:
+        first.until(locked, "lock on the image")
+        assert is_locked(image)
         second = attempt(*command)
         assert second.returncode == 1
         assert 'Failed to get "write" lock' in second.stderr
-        # And somebody who works beside the mount: the locks are the source's.
+        # And somebody who works beside the mount.
         assert "Failed to get" in attempt("qemu-img", "info", images.source / "locked").stderr
-    assert not is_locked()
+    # The kernel tells of the last close when all is over, and does not wait.
+    wait_until(lambda: not locked(), "the lock to go")
 
 
 def test_snapshots_and_what_is_committed(images: Mounted) -> None:

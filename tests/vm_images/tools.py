@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 from pathlib import Path
+from struct import Struct
 
 TIMEOUT_S = 60.0
 MIB = 1 << 20
+FLOCK = Struct("hh4xqqi4x")
+F_OFD_GETLK = 36
+"""Not in the module fcntl of all Pythons (linux/fcntl.h)."""
 
 
 def run(*words: str | Path) -> str:
@@ -35,6 +41,14 @@ def qemu_io(path: Path, kind: str, *commands: str, aio: str = "threads") -> None
     )
     assert done.returncode == 0, done.stderr
     assert "Pattern verification failed" not in done.stdout, done.stdout
+
+
+def is_locked(path: Path) -> bool:
+    """Whether an exclusive lock of its first bytes, which QEMU's are among, would have to wait."""
+    with path.open("r+b") as file:
+        wanted = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 4096, 0)
+        found = fcntl.fcntl(file, F_OFD_GETLK, wanted)
+        return bool(FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 def allocated(path: Path) -> int:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -38,6 +39,18 @@ class Guest:
     def console(self) -> str:
         """All that it has said so far."""
         return self._console.read_text(errors="backslashreplace")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Return once it holds; fails with the console if it does not, or can no more."""
+        deadline = time.monotonic() + BOOT_S
+        while not condition():
+            ended = self.process.poll()
+            if ended is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            else:
+                raise AssertionError(
+                    f"no {what}; ended with {ended}, said: {self.console()[-3000:]}"
+                )
 
     def wait(self, timeout: float = BOOT_S) -> str:
         """What it said, once it has powered off."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.harness import wait_until
 from tests.mount.trees import differences, tree
 from tests.vhost.guests.machines import TAG, Guest
 from tests.vhost.served import Served, Way
@@ -66,7 +65,7 @@ def test_a_guest_works_as_on_a_plain_directory(
 def test_a_guest_that_was_switched_off_starts_anew(served: Served, boot: Boot) -> None:
     endless = "while :; do dd if=/dev/urandom of=/mnt/f bs=64k count=16 conv=fsync; done\n"
     guest = boot("uml", MOUNT + "echo kept > /mnt/kept; sync\n" + endless, served.socket)
-    wait_until(lambda: (served.root / "f").exists(), "the guest to write")
+    guest.until((served.root / "f").exists, "file of the guest's")
     guest.kill()
     served.wait_log("the front-end has gone")
     assert served.ctl("status")["shares"][0]["handles"] == 0
