@@ -14,7 +14,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 LANGUAGES = ("sh", "python")
-QUIET = ("text", "c", "ini", "json", "toml", "yaml", "html", "diff")
+QUIET = ("text", "c", "ini", "json", "toml", "yaml", "html", "xml", "diff")
 """Fences that hold nothing to run."""
 MARK = re.compile(r"<!--\s*not run:\s*(.*?)\s*-->", re.DOTALL)
 
