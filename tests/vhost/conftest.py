@@ -51,10 +51,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Way], S
         yield get
 
 
-@pytest.fixture
-def served(pool: Callable[[Way], Served], way: Way) -> Iterator[Served]:
-    """A server of one empty directory, which has not logged an error once the test is over."""
-    served = pool(way)
+@contextlib.contextmanager
+def unspoilt(served: Served) -> Iterator[Served]:
+    """Its directory is empty afterwards, and it has not logged an error."""
     served.log_from_here()
     try:
         yield served
@@ -62,6 +61,13 @@ def served(pool: Callable[[Way], Served], way: Way) -> Iterator[Served]:
         served.empty()
     trouble = served.new_trouble()
     assert not trouble, trouble[-3000:]
+
+
+@pytest.fixture
+def served(pool: Callable[[Way], Served], way: Way) -> Iterator[Served]:
+    """A server of one empty directory, which has not logged an error once the test is over."""
+    with unspoilt(pool(way)) as served:
+        yield served
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from tests.vhost.guests import initramfs
 from tests.vhost.guests.debian import Kernel, Unavailable, cloud_kernel, user_mode_kernel
-from tests.vhost.guests.machines import LSM, QEMU, Guest, booted, qemu, uml
+from tests.vhost.guests.machines import LSM, QEMU, Guest, Share, booted, qemu, uml
 
 SOURCE = Path(__file__).parent / "guest.c"
 
@@ -62,13 +62,11 @@ def cloud(program: Path) -> Virtual:
 
 @pytest.fixture
 def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
-    """Boot a machine, ``uml`` or ``qemu``, with this task and the share of that socket."""
+    """Boot a machine, ``uml`` or ``qemu``, with this task and these shares."""
     with contextlib.ExitStack() as stack:
         count = 0
 
-        def boot(
-            machine: str, task: str, socket: Path, request_queues: int = 1, lsm: str = LSM
-        ) -> Guest:
+        def boot(machine: str, task: str, *shares: Share, lsm: str = LSM) -> Guest:
             nonlocal count
             count += 1
             place = tmp_path / f"guest-{count}"
@@ -76,9 +74,9 @@ def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..
             kind: Virtual = request.getfixturevalue("cloud" if machine == "qemu" else "user_mode")
             initrd = kind.initrd(place / "initrd", task)
             if machine == "qemu":
-                command = qemu(kind.kernel, initrd, share=socket, request_queues=request_queues)
+                command = qemu(kind.kernel, initrd, shares=shares)
             else:
-                command = uml(kind.kernel, initrd, socket, lsm)
+                command = uml(kind.kernel, initrd, shares, lsm)
             return stack.enter_context(booted(command, place / "console"))
 
         yield boot

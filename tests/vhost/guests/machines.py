@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from tests.vhost.guests.debian import Kernel
 
@@ -81,12 +81,21 @@ def booted(command: Sequence[str | Path], console: Path) -> Iterator[Guest]:
         guest.kill()
 
 
-def uml(kernel: Kernel, initrd: Path, socket: Path, lsm: str = LSM) -> list[str | Path]:
-    """User-Mode Linux with the share of that socket."""
+class Share(NamedTuple):
+    """What a server listens on, and how a guest sees it."""
+
+    socket: Path
+    tag: str = TAG
+    """QEMU's own; to User-Mode Linux the server tells it."""
+    request_queues: int = 1
+
+
+def uml(kernel: Kernel, initrd: Path, shares: Sequence[Share], lsm: str = LSM) -> list[str | Path]:
+    """User-Mode Linux with these shares."""
     return [
         kernel.image, "mem=256M", f"initrd={initrd}", "rdinit=/init", "con0=fd:0,fd:1", "con=null",
         "ssl=null", *WORDS, f"lsm={lsm}", f"uml_dir={initrd.parent}/",
-        f"virtio_uml.device={socket}:{VIRTIO_FS}",
+        *(f"virtio_uml.device={share.socket}:{VIRTIO_FS}" for share in shares),
     ]  # fmt: skip
 
 
@@ -94,11 +103,10 @@ def qemu(
     kernel: Kernel,
     initrd: Path,
     *,
-    share: Path | None = None,
-    request_queues: int = 1,
+    shares: Sequence[Share] = (),
     drives: Sequence[str] = (),
 ) -> list[str | Path]:
-    """QEMU without KVM: a share, if there is its socket, and drives in the words of ``-drive``."""
+    """QEMU without KVM: shares, and drives in the words of ``-drive``."""
     memory = "256M"
     words = " ".join(("console=ttyS0", *WORDS, f"lsm={LSM}"))
     command: list[str | Path] = [
@@ -109,9 +117,9 @@ def qemu(
         "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
         "-kernel", kernel.image, "-initrd", initrd, "-append", words,
     ]  # fmt: skip
-    if share is not None:
-        device = f"vhost-user-fs-pci,chardev=share,tag={TAG},num-request-queues={request_queues}"
-        command += ["-chardev", f"socket,id=share,path={share}", "-device", device]
+    for path, tag, queues in shares:
+        device = f"vhost-user-fs-pci,chardev={tag},tag={tag},num-request-queues={queues}"
+        command += ["-chardev", f"socket,id={tag},path={path}", "-device", device]
     for drive in drives:
         command += ["-drive", f"{drive},if=virtio"]
     return command

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.vhost.guests.machines import TAG, Guest
+from tests.vhost.guests.machines import TAG, Guest, Share
 from tests.vhost.served import Served, Way
 
 pytestmark = pytest.mark.mount
@@ -48,7 +48,7 @@ def test_a_file_system_inside_is_one_in_the_guest(served: Served, boot: Boot) ->
             "cut -d' ' -f5 /proc/self/mountinfo > /mnt/mounts\n"
             "umount /mnt/inner /mnt\n"
         )
-        console = boot("uml", task, served.socket).wait()
+        console = boot("uml", task, Share(served.socket)).wait()
         words = (served.root / "seen").read_text().split()
         devices, numbers, blocks = words[0::3], words[1::3], words[2::3]
         assert devices[0] == devices[1] != devices[2] == devices[3], console
@@ -74,7 +74,7 @@ def test_a_guest_labels_what_it_makes(served: Served, boot: Boot) -> None:
         return int(served.ctl("status")["requests"].get("setxattr", 0))
 
     before = attributes_set()  # by guests of other tests
-    boot("uml", task, served.socket, lsm="selinux").wait()
+    boot("uml", task, Share(served.socket), lsm="selinux").wait()
     if not (served.root / "lsm").exists():
         pytest.skip("the guest's kernel has no SELinux")
     for name in ("dir", "file", "link", "fifo"):
