@@ -113,7 +113,8 @@ def qemu(
         QEMU, "-M", "pc,memory-backend=mem", "-m", memory, "-smp", "2",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
         # QEMU 7.2 emulates cmpxchg16b wrongly: newer kernels fault at random.
-        "-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16",
+        # Without rdrand it waits for seconds until it has random numbers.
+        "-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16,+rdrand",
         "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
         "-kernel", kernel.image, "-initrd", initrd, "-append", words,
     ]  # fmt: skip
