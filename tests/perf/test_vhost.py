@@ -14,7 +14,6 @@ from perf.model import Run, Target
 from perf.vhost import bench, daemons
 from tests.vhost.served import Served
 from uringfs.cli import make_parser
-from uringfs.control import ask, socket_path
 
 BLOCKS = 64
 SECONDS = "0.05"
@@ -50,7 +49,7 @@ def run(load: Path, served: Served, path: Path, *words: str) -> subprocess.Compl
 
 def moved(served: Served) -> tuple[int, int, int, int]:
     """Reads, writes and the bytes of both, as the server has counted them."""
-    stats = ask(socket_path(str(served.socket)), "stats")
+    stats = served.ask("stats")
     counts = [stats["operations"].get(name, {"count": 0})["count"] for name in ("read", "write")]
     return counts[0], counts[1], stats["bytes_read"], stats["bytes_written"]
 

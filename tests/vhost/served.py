@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.mount.harness import TIMEOUT_S, TROUBLE, server_command, uringfs, wait_until
+from uringfs.control import ask, socket_path
 
 
 class Way(NamedTuple):
@@ -80,8 +81,12 @@ class Served:
         """Return when it has logged that."""
         wait_until(lambda: text in self.log(), text)
 
-    def ctl(self, *words: str) -> dict[str, Any]:
+    def ask(self, command: str, value: str | None = None) -> dict[str, Any]:
         """Ask the server; the answer's fields."""
+        return ask(socket_path(str(self.socket)), command, value)
+
+    def ctl(self, *words: str) -> dict[str, Any]:
+        """The same by the command line, which takes longer."""
         done = uringfs("ctl", self.socket, *words)
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)

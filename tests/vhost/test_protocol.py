@@ -234,7 +234,7 @@ def test_a_machine_that_starts_anew_has_nothing_left(served: Served, how: str) -
         machine.init()
         nodeid = machine.lookup(b"f")
         machine.open(nodeid)
-        share = served.ctl("status")["shares"][0]
+        share = served.ask("status")["shares"][0]
         assert (share["connected"], share["inodes"], share["handles"]) == (True, 2, 1)
         if how == "reset":
             assert machine.tell(FrontEnd.RESET_DEVICE) == 0
@@ -247,7 +247,7 @@ def test_a_machine_that_starts_anew_has_nothing_left(served: Served, how: str) -
             machine.queues.clear()
             served.wait_log("the front-end has gone")
             machine.file = os.dup(0)
-        wait_until(lambda: served.ctl("status")["shares"][0]["handles"] == 0, "all to be forgotten")
+        wait_until(lambda: served.ask("status")["shares"][0]["handles"] == 0, "all to be forgotten")
 
 
 def test_the_next_machine_is_served_when_the_last_has_gone(served: Served) -> None:
@@ -286,7 +286,7 @@ def test_io_is_switched_while_files_are_open(served: Served, machine: Machine) -
     nodeid = machine.lookup(b"f")
     fh = machine.open(nodeid)
     for turn, value in enumerate(["on", "off"] * 3):
-        assert served.ctl("async-io", value)["async_io"] == value
+        assert served.ask("async-io", value)["async_io"] == value
         for _ in range(20):
             read = read_in(fh, turn, 4)
             assert machine.ask(Opcode.READ, read, nodeid=nodeid)[1] == b"0123456789"[turn:][:4]
@@ -298,7 +298,7 @@ def test_it_is_started_as_libvirt_starts_a_virtiofsd(tmp_path: Path, way: Way) -
     served = Served(tmp_path, ("-o", words, *way.flags), share=False)
     try:
         served.wait_live()
-        options = served.ctl("status")["options"]
+        options = served.ask("status")["options"]
         assert (options["cache_policy"], options["xattr"]) == ("always", True)
     finally:
         served.end()

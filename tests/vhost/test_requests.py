@@ -14,7 +14,7 @@ import pytest
 from tests.fuse.kernel import message, read_in, write_in
 from tests.vhost.frontend import Machine
 from tests.vhost.served import Served
-from uringfs.control import ask, follow, socket_path
+from uringfs.control import follow, socket_path
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 
@@ -124,7 +124,7 @@ def test_requests_are_measured_and_traced(machine: Machine, served: Served) -> N
     nodeid = machine.lookup(b"f")
     fh = machine.open(nodeid)
     control = socket_path(str(served.socket))
-    before = ask(control, "stats")
+    before = served.ask("stats")
     records = follow(control, "trace", {"operations": ["read", "lookup"], "least_ms": 0})
     with closing(records), ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, records)
@@ -133,7 +133,7 @@ def test_requests_are_measured_and_traced(machine: Machine, served: Served) -> N
         read = read_in(fh, 7, 4096)
         assert machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + 4096) == (0, b"789")
         record = next(each for each in records if each["operation"] == "read")
-    now = ask(control, "stats")
+    now = served.ask("stats")
     assert first.result()["arguments"] == {"name": "f"}
     assert (record["path"], record["moved"], record["arguments"]["offset"]) == ("f", 3, 7)
     assert now["bytes_read"] - before["bytes_read"] == 3

@@ -79,7 +79,7 @@ def test_a_guest_works_as_on_a_plain_directory(
         assert (served.root / "sum").read_text().split()[0] == hashlib.sha256(brought).hexdigest()
         found = differences(tree(served.root / "work", xattrs=True), tree(plain, xattrs=True))
         assert not found, tag
-        assert served.ctl("status")["requests"]["write"] > 0
+        assert served.ask("status")["requests"]["write"] > 0
 
 
 def test_a_guest_that_was_switched_off_starts_anew(shares: dict[str, Served], boot: Boot) -> None:
@@ -96,7 +96,7 @@ def test_a_guest_that_was_switched_off_starts_anew(shares: dict[str, Served], bo
     guest.kill()
     for served in shares.values():
         served.wait_log("the front-end has gone")
-        assert served.ctl("status")["shares"][0]["handles"] == 0
+        assert served.ask("status")["shares"][0]["handles"] == 0
 
     boot("uml", again, *devices).wait()
     for served in shares.values():

@@ -71,7 +71,7 @@ def test_a_guest_labels_what_it_makes(served: Served, boot: Boot) -> None:
     )
 
     def attributes_set() -> int:
-        return int(served.ctl("status")["requests"].get("setxattr", 0))
+        return int(served.ask("status")["requests"].get("setxattr", 0))
 
     before = attributes_set()  # by guests of other tests
     boot("uml", task, Share(served.socket), lsm="selinux").wait()
