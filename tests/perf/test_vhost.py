@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from perf.model import Run, Target
+from perf.targets import VHOST
 from perf.vhost import bench, daemons
 from tests.vhost.served import Served
 from uringfs.cli import make_parser
@@ -162,7 +163,7 @@ def test_cases_are_chosen_by_pattern() -> None:
         bench.cases(["randread-4k-qd1"])
 
 
-@pytest.mark.parametrize("name", daemons.VHOST)
+@pytest.mark.parametrize("name", VHOST)
 def test_our_command_is_one_that_uringfs_takes(name: str) -> None:
     (target,) = daemons.select([name], None, None)
     argv = target.argv(Path("/src"), Path("/run/s.sock"))
@@ -172,7 +173,7 @@ def test_our_command_is_one_that_uringfs_takes(name: str) -> None:
 
 
 def test_virtiofsds_come_in_their_variants_where_they_are_given() -> None:
-    assert [each.name for each in daemons.select([], None, None)] == list(daemons.VHOST)
+    assert [each.name for each in daemons.select([], None, None)] == list(VHOST)
     chosen = daemons.select([daemons.C, daemons.RUST], "/opt/c", "/opt/rust --x")
     assert [each.name for each in chosen] == [
         "virtiofsd-c", "virtiofsd-rust", "virtiofsd-rust-16t",
