@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from uringfs.fuse.abi import Opcode
 from uringfs.fuse.vhost import wire
 from uringfs.fuse.vhost.wire import FrontEnd, Protocol
 
+ROOT = Path(__file__).parents[2]
 QUEUES = range(1, 5)
 sync_and_async = pytest.mark.parametrize("way", WAYS[:2], indirect=True, ids=lambda way: way.name)
 once = pytest.mark.parametrize("way", WAYS[:1], indirect=True, ids=lambda way: way.name)
@@ -304,10 +307,41 @@ def test_it_is_started_as_libvirt_starts_a_virtiofsd(tmp_path: Path, way: Way) -
         served.end()
 
 
-def test_capabilities_are_printed_for_libvirt() -> None:
-    done = uringfs("serve", "--print-capabilities")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["type"] == "fs"
+RULES = ":ok:all:system.posix_acl_:system.posix_acl_::map::user.virtiofs.:"
+VIRTIOFSD = {
+    "--cache=never": ("cache_policy", "never"),
+    "--thread-pool-size=4": ("thread_pool_size", 4),
+    "--inode-file-handles=prefer": ("inode_file_handles", "prefer"),
+    "--allow-direct-io": ("allow_direct_io", True),
+    "--xattr": ("xattr", True),
+    f"--xattrmap={RULES}": ("xattrmap", RULES),
+    "--posix-acl": ("posix_acl", True),
+    "--readonly": ("ro", True),
+    "--sandbox=chroot": ("sandbox", "chroot"),
+    "--rlimit-nofile=4096": ("rlimit_nofile", 4096),
+}
+
+
+@once
+def test_options_have_virtiofsds_names(serve: Callable[..., Served]) -> None:
+    served = serve(*VIRTIOFSD)
+    options = served.ask("status")["options"]
+    assert {name: options[name] for name, _ in VIRTIOFSD.values()} == dict(VIRTIOFSD.values())
+    with Machine(served.socket) as machine:
+        machine.start()
+        needed = abi.InitFlags.POSIX_ACL | abi.InitFlags.DONT_MASK | abi.InitFlags.SETXATTR_EXT
+        assert machine.init(flags=needed)[0] == 0
+        error, _ = machine.ask(Opcode.MKDIR, abi.MKDIR_IN.pack(0o755, 0), b"d\0")
+        assert error == errno.EROFS
+
+
+def test_qemus_and_libvirts_description_names_a_command_that_tells_what_it_can() -> None:
+    description = json.loads((ROOT / "packaging/50-uringfs.json").read_text())
+    command = Path(sys.executable).with_name(Path(description["binary"]).name)
+    done = subprocess.run(
+        [command, "--print-capabilities"], capture_output=True, timeout=30, check=True
+    )
+    assert json.loads(done.stdout)["type"] == description["type"] == "fs"
 
 
 @once
