@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 
 from tests.mount import faulty
-from tests.mount.harness import COMBINATIONS, Combination, Mounted
+from tests.mount.harness import UNPOOLED, Combination, Mounted
 from tests.mount.trees import Pair
 from uringfs.choices import ENABLE_URING
 
@@ -150,9 +150,9 @@ def failing(tmp_path: Path) -> Generator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
+@pytest.fixture(scope="module", params=UNPOOLED, ids=lambda each: each.name)
 def combination(request: pytest.FixtureRequest) -> Combination:
-    """Session and I/O back end."""
+    """Session and I/O back end; a module that is about threads has them all."""
     found: Combination = request.param
     return found
 

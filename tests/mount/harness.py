@@ -52,6 +52,8 @@ OVER_IO_URING = Combination(
     "dev-over-io_uring", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--fuse-uring=on")
 )
 """Takes the fixture ``fuse_uring``."""
+UNPOOLED = [each for each in COMBINATIONS if not each.name.endswith("pool")]
+"""For what has nothing to do with threads."""
 WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
 """For what has nothing to do with threads, or with the pump."""
 

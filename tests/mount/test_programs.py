@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import Mounted
+from tests.mount.harness import COMBINATIONS, Combination, Mounted
 from uringfs.control import ask, socket_path
 
 VERIFY = [
@@ -29,6 +29,13 @@ def run(*words: str | Path, cwd: Path | None = None, timeout: float = 100) -> st
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    """With threads as well."""
+    found: Combination = request.param
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,26 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import TROUBLE, Combination, Mounted, as_user, wait_until
+from tests.mount.harness import (
+    COMBINATIONS,
+    TROUBLE,
+    Combination,
+    Mounted,
+    as_user,
+    wait_until,
+)
 from tests.mount.trees import GROUP, TEAM, USER, Pair, as_user_on, outcome_of
 from uringfs.errors import Exit
 from uringfs.fuse.mounts import mount_at
 
 NOBODY = 65534
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
+def combination(request: pytest.FixtureRequest) -> Combination:
+    """With threads as well."""
+    found: Combination = request.param
+    return found
 
 
 @pytest.fixture
