@@ -16,8 +16,9 @@ import pytest
 from tests.mount.harness import uringfs, wait_until
 from tests.mount.test_sandbox import field
 from tests.mount.trees import outcome_of
-from tests.recovery.conftest import NewSupervised, Supervised, verified
+from tests.recovery.conftest import KINDS, NewSupervised, Supervised, verified
 from uringfs.errors import Exit
+from uringfs.fuse.journal import DEADLY
 
 FAULT = "ctypes.string_at(0)"
 REFUSE = "deny_io_uring(errno.EPERM)()"
@@ -47,6 +48,29 @@ def test_a_fault_in_compiled_code(
         assert os.pread(file.fileno(), 100, 0) == b"before after"
     assert "Segmentation fault" in mount.log()
     assert "the server ended with SIGSEGV" in mount.log()
+
+
+WITHOUT_MKDIR = """
+from uringfs.sandbox.calls import CALLS
+CALLS["write"] = tuple(name for name in CALLS["write"] if name != "mkdirat")
+"""
+
+
+@pytest.mark.parametrize("kind", [KINDS["dev-sync"]], ids=["dev-sync"])
+def test_a_request_that_every_server_dies_of(
+    new_supervised: NewSupervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of a call that the filter does not know."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_MKDIR)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    mount = new_supervised()
+    mount.expected.append("MKDIR is answered with EIO")
+    with open(mount.path / "file", "w+b", buffering=0) as file:
+        assert outcome_of(os.mkdir, mount.path / "dir").error == "EIO"
+        file.write(b"served on")
+        assert os.pread(file.fileno(), 100, 0) == b"served on"
+    assert "the server ended with SIGSYS" in mount.log()
+    assert mount.takeovers == DEADLY
 
 
 class Group:

@@ -203,6 +203,9 @@ class State:
         self.journal = region(RECORDS * RECORD.size)
         self.namespace = word()
         """The descriptor of the namespace that the servers are in, and 1; 0: of no own."""
+        self.short_lives = 0
+        """How many servers died soon, one after the other. Not in the memory: what a supervisor
+        knows, and who is made by it."""
 
     @classmethod
     def create(cls) -> State:

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
+import logging
+import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,12 @@ from uringfs.fuse.request import Request
 if TYPE_CHECKING:
     from uringfs.fuse.dispatch import Dispatcher
     from uringfs.fuse.opcodes import Operation
+
+
+log = logging.getLogger(__name__)
+
+DEADLY = 3
+"""Servers that died soon, one after the other: what is asked again may be what they died of."""
 
 
 class Told(enum.IntEnum):
@@ -117,13 +126,22 @@ class Journal:
             past = self._past.pop(request.unique & ~FUSE_UNIQUE_RESEND, None)
             if past is not None:
                 self._take_back(d, request, past)
-                if rule is not None and past.before is not None:
-                    return self._again(d, rule, operation, request, arguments, past.before)
+            self._check_not_deadly(operation)
+            if past is not None and rule is not None and past.before is not None:
+                return self._again(d, rule, operation, request, arguments, past.before)
         if rule is not None:
             before = rule.look(d, request, arguments)
             if before is not None:
                 self.note(request.unique, Told.BEGUN, before)
         return operation.start(d, request, *arguments)
+
+    def _check_not_deadly(self, operation: Operation) -> None:
+        """OSError EIO, rather than that all who come die of the same request."""
+        deaths = self.state.short_lives
+        if deaths >= DEADLY:
+            name = operation.opcode.name
+            log.error("%s is answered with EIO: %d servers died before it was", name, deaths)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _take_back(self, d: Dispatcher, request: Request, past: Past) -> None:
         self.note(request.unique, Told.TAKEN_BACK, 0)

@@ -35,6 +35,8 @@ HANDING_OVER = 75
 MAX_FAILURES = 5
 """Servers that may die one after the other before one is live, but for SIGKILL: that comes from
 outside, and may stop to."""
+SHORT_LIFE_S = 5.0
+"""A server that dies sooner may have died of what it was asked again."""
 KILLED_PAUSE_S = 0.002
 """So that even being killed all the time leaves the machine some."""
 
@@ -82,6 +84,7 @@ class Supervisor:
             self.vouch()
             self.state.supervisor.set(os.getpid())
             self.state.starts.set(self.state.starts.get() + 1)
+            made = time.monotonic()
             child = self._clone()
             if child == 0:
                 self._become_server()
@@ -102,6 +105,8 @@ class Supervisor:
             if status == -signal.SIGKILL:
                 time.sleep(KILLED_PAUSE_S)
                 continue
+            is_short = time.monotonic() - made < SHORT_LIFE_S
+            self.state.short_lives = self.state.short_lives + 1 if is_short else 0
             failures = 0 if self.state.lives.get() > lives else failures + 1
             if failures and self.state.lives.get() == inherited:
                 os._exit(Exit.FAILED)  # the supervisor before has all it needs to go on
