@@ -27,9 +27,10 @@ def chosen(
 
 
 def test_the_defaults() -> None:
-    values = [choice.value for choice in chosen(fuse_uring="off")]
+    values = [choice.value for choice in chosen(fuse_uring="off", lanes=1)]
     assert values[:5] == ["dev", "io_uring", "C", "/dev/fuse", "auto"]
     assert values[6] == str(MAX_WRITE)
+    assert values[8] == "1"
     assert all(choice.why for choice in chosen())
 
 
@@ -158,3 +159,35 @@ def test_looking_before_sleeping() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0 5\n"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "value"), [(1, "1"), (2, "1"), (3, "1"), (4, "2"), (16, "8"), (64, "16"), (500, "16")]
+)
+def test_lanes_by_cpus(monkeypatch: pytest.MonkeyPatch, cpus: int, value: str) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cpus)))
+    choice = chosen(fuse_uring="off").lanes
+    assert choice.value == value
+    assert f"for {cpus} CPUs" in choice.why
+    choice = chosen(fuse_uring="off", lanes=3).lanes
+    assert choice.value == "3"
+    assert "lanes=3" in choice.why
+
+
+@pytest.mark.parametrize(
+    ("carrier", "options", "why"),
+    [
+        ("pyfuse3", {"session": "pyfuse3"}, "session=pyfuse3"),
+        ("dev", {"pump": False}, "no pump"),
+        ("dev", {"supervise": True}, "supervise"),
+    ],
+)
+def test_where_one_lane_has_to_do(
+    monkeypatch: pytest.MonkeyPatch, carrier: str, options: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(16)))
+    choice = chosen(carrier=carrier, **options).lanes
+    assert choice.value == "1"
+    assert why in choice.why
+    with pytest.raises(UserError, match=f"lanes=2: .*{why}"):
+        chosen(carrier=carrier, lanes=2, **options)

@@ -49,6 +49,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "session": ("pyfuse3", "pyfuse3"),
     "ring_entries": ("64", 64),
     "kernel_passthrough": ("on", "on"),
+    "lanes": ("2", 2),
     "fuse_uring": ("off", "off"),
     "busy_poll_us": ("0", 0),
     "thread_pool_size": ("256", 256),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from uringfs.config import ServerConfig
@@ -17,6 +18,7 @@ from uringfs.fs.state import State
 if TYPE_CHECKING:
     from uringfs.fs.io_ring import RingFileIO
     from uringfs.ring import Ring
+    from uringfs.ring.lane import Channel
 
 log = logging.getLogger("uringfs")
 
@@ -60,13 +62,13 @@ class Backends:
         """A ring; UserError where there is none. Only here is compiled code of ours needed."""
         try:
             from uringfs.fs import io_ring
-            from uringfs.ring import Ring, RingUnavailable, loop, pump, virtqueue
+            from uringfs.ring import Ring, RingUnavailable, lane, loop, pump, virtqueue
             from uringfs.ring.uapi import Op
         except ImportError as exc:
             self.refused = f"the package was installed without its compiled module: {exc}"
             raise UserError(Exit.IO_URING, self.refused) from exc
         try:
-            parts = (io_ring, loop, pump, virtqueue)
+            parts = (io_ring, lane, loop, pump, virtqueue)
             self.opcodes = frozenset[int]().union(*(part.OPCODES for part in parts))
             if self._commands:
                 self.opcodes |= {Op.URING_CMD}
@@ -79,6 +81,22 @@ class Backends:
         except RingUnavailable as exc:
             self.refused = str(exc)
             raise UserError(Exit.IO_URING, str(exc)) from exc
+
+    def open_channels(self, count: int, open_device: Callable[[], int]) -> Sequence[Channel]:
+        """For so many lanes, to be had before the sandbox as well. UserError."""
+        if not count:
+            return ()
+        from uringfs.ring import RingUnavailable
+        from uringfs.ring.lane import OPCODES, Channel, LaneRing
+        from uringfs.ring.pump import OPCODES as OF_PUMP
+
+        try:
+            return [
+                Channel(LaneRing(self._server.ring_entries, OPCODES | OF_PUMP), open_device())
+                for _ in range(count)
+            ]
+        except (RingUnavailable, OSError) as exc:
+            raise UserError(Exit.IO_URING, f"lanes={count + 1}: {exc}") from exc
 
     def new_loop(self) -> asyncio.AbstractEventLoop:
         """An event loop that waits in the ring, if data is to move on it from the start."""

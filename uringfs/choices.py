@@ -23,6 +23,9 @@ MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 """Of one request (Linux 6.13)."""
 BUSY_POLL_US = 100
 """More than a request takes where a processor that sleeps is slow to wake, which is what costs."""
+CPUS_FOR_LANES = 4
+"""With fewer, whoever asks for the data has use for all that a lane would take."""
+MOST_LANES = 16
 _IS_THE_SERVERS = "the server has to see each write"
 
 
@@ -55,6 +58,8 @@ class Chosen(NamedTuple):
     """Bytes that a request can bring or take."""
     busy_poll: Choice
     """Microseconds that the server may look for the next request before it sleeps."""
+    lanes: Choice
+    """How many threads may move data."""
 
     def lines(self) -> list[str]:
         """One for each, in words."""
@@ -80,6 +85,7 @@ def choose(
     return Chosen(
         session, io, data, requests, _passthrough(config, server, session),
         _source(config.root_dir), _transfers(mount, session), _busy_poll(server, io),
+        _lanes(server, session, data, requests),
     )  # fmt: skip
 
 
@@ -131,6 +137,7 @@ def _no_fuse_uring(server: ServerConfig, carrier: str) -> str | None:
         "fuse_uring=off": server.fuse_uring == "off",
         f"session={carrier}: it has its own way": carrier != "dev",
         "supervise: the kernel would not send them again to another server": server.supervise,
+        f"lanes={server.lanes}: each has a channel of the device": (server.lanes or 1) > 1,
         f"{ENABLE_URING} is not Y": not is_enabled(),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -142,6 +149,36 @@ def is_enabled() -> bool:
         return ENABLE_URING.read_text().strip() == "Y"
     except OSError:
         return False
+
+
+def _lanes(server: ServerConfig, session: Choice, data: Choice, requests: Choice) -> Choice:
+    refusal = _no_lanes(server, session, data, requests)
+    if server.lanes is not None and server.lanes > 1:
+        if refusal is not None:
+            raise UserError(Exit.USAGE, f"lanes={server.lanes}: {refusal}")
+        return Choice(
+            str(server.lanes), f"at most, lanes={server.lanes}; as there is work for them"
+        )
+    if server.lanes == 1:
+        return Choice("1", "lanes=1")
+    if refusal is not None:
+        return Choice("1", refusal)
+    cpus = len(os.sched_getaffinity(0))
+    if cpus < CPUS_FOR_LANES:
+        return Choice("1", f"for {cpus} CPUs; more pay from {CPUS_FOR_LANES} on")
+    count = min(cpus // 2, MOST_LANES)
+    return Choice(str(count), f"at most, for {cpus} CPUs; as there is work for them")
+
+
+def _no_lanes(server: ServerConfig, session: Choice, data: Choice, requests: Choice) -> str | None:
+    """Why one thread moves all data; None if several can."""
+    reasons = {
+        f"session={session.value}: it has its own way": session.value != "dev",
+        f"only the pump can be in several threads, and {data.why}": data.value != "C",
+        "supervise: a server that follows goes on with one channel": server.supervise,
+        "one ring takes what comes over io_uring": requests.value == "io_uring",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def possible_cpus() -> int:

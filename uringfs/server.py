@@ -28,6 +28,7 @@ from uringfs.fs.layers import new_passthrough
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import State
 from uringfs.fs.vfs import Vfs
+from uringfs.fuse.channel import open_device
 from uringfs.fuse.mounts import unmount
 from uringfs.limits import raise_nofile
 from uringfs.observe.observer import Observer
@@ -101,6 +102,8 @@ class Server:
             return
         if self._server.session == "pyfuse3":
             raise UserError(Exit.USAGE, "supervise: needs --session dev; libfuse cannot go on")
+        if (self._server.lanes or 1) > 1:
+            raise UserError(Exit.USAGE, "supervise: takes one lane; a successor goes on with it")
         if self._shown:
             raise UserError(Exit.USAGE, "supervise: is for one SOURCE, not for --mount")
         preload(self._modules)
@@ -145,6 +148,8 @@ class Server:
             self._backends.probe(self._state)
             self._chosen = self._choose()
             self._queues = possible_cpus() if self._chosen.requests.value == "io_uring" else 0
+            others = int(self._chosen.lanes.value) - 1
+            self._channels = self._backends.open_channels(others, open_device)
             with asyncio.Runner(loop_factory=self._backends.new_loop) as runner:
                 runner.run(self._serve())
         finally:
@@ -241,12 +246,15 @@ class Server:
                 return session(fs, self._mountpoint, self._config, self._mount, self._errands.place)
             from uringfs.fuse.session_dev import DevSession
 
+            for channel in self._channels:
+                registering = channel.ring.register_personality
+                channel.no_fsetid = credentials.acting(None, True, registering)
             backed = backing_files(
                 self._chosen.kernel_passthrough.value, fs.handles.backings, self._errands
             )
             dev = DevSession(
                 fs, self._mountpoint, self._config, self._mount, self._errands.place, self._state,
-                backed, self._queues,
+                backed, self._queues, self._channels,
             )  # fmt: skip
             self._pause = dev.pause
             return dev
@@ -372,6 +380,7 @@ class Server:
             "mountpoint": self._mountpoint,
             "session": self._session.name,
             "requests_by": self._session.requests_by,
+            "lanes": self._session.lanes,
             "async_io": "on" if self._is_async else "off",
             "io": self._fs.io.name,
             "ring": self._backends.describe(),

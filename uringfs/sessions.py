@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from uringfs.errands import Errands
@@ -36,6 +36,10 @@ class Session(Observed, Protocol):
     @property
     def requests_by(self) -> str:
         """What they come by."""
+
+    @property
+    def lanes(self) -> Sequence[int]:
+        """How many each thread has taken that moves data."""
 
     async def run(self, live: Callable[[], None]) -> None:
         """Mount, call ``live`` when the kernel has answered, serve, unmount."""

@@ -54,6 +54,8 @@ OVER_IO_URING = Combination(
 """Takes the fixture ``fuse_uring``."""
 UNPOOLED = [each for each in COMBINATIONS if not each.name.endswith("pool")]
 """For what has nothing to do with threads."""
+LANES = Combination("dev-lanes", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--lanes=2"))
+"""Two threads move data."""
 WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
 """For what has nothing to do with threads, or with the pump."""
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from uringfs.fs.credentials import acting
 from uringfs.fs.handles import FAST, HandleMap
@@ -84,14 +84,17 @@ class Device:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, ROOM)
         try:
-            self.pump = Pump(
-                ring, self._device.fileno(), self.handles.table,
-                slots=slots, max_transfer=max_transfer, flag_mask=flag_mask, no_fsetid=no_fsetid,
+            self.pump = self.new_pump(
+                handles=self.handles.table, slots=slots, max_transfer=max_transfer,
+                flag_mask=flag_mask, no_fsetid=no_fsetid,
                 on_request=self._request, on_end=self.ended.append,
             )  # fmt: skip
         except BaseException:
             self.close_sockets()
             raise
+
+    def new_pump(self, **options: Any) -> Pump:
+        return Pump(self.ring, self._device.fileno(), **options)
 
     def _request(self, slot: int, length: int) -> None:
         memory = self.pump.slot(slot)

@@ -202,6 +202,13 @@ class ServerConfig:
     pump: bool = _switch(
         True, "with io_uring and --session dev: move data in compiled code, past Python"
     )
+    lanes: int | None = _option(
+        None,
+        values.auto_or(values.integer(1, 64)),
+        "N",
+        "threads that may move data at a time, each with a ring and a channel of the device; not "
+        "given, or auto: as many as pay (docs/performance.md)",
+    )
     kernel_passthrough: str = _option(
         "auto",
         values.choice("auto", "on", "off"),

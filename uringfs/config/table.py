@@ -80,7 +80,7 @@ def _kind(hint: Any) -> type[bool] | type[int] | type[float] | type[str]:
 
 SECTIONS: tuple[type[Any], ...] = (Config, MountConfig, ServerConfig)
 OPTIONS: Mapping[str, Option] = {row.name: row for section in SECTIONS for row in rows_of(section)}
-_OF_A_MOUNT = ("session", "supervise", "kernel_passthrough", "fuse_uring")
+_OF_A_MOUNT = ("session", "supervise", "kernel_passthrough", "fuse_uring", "lanes")
 _OF_A_SHARE = ("ro", "noatime", "max_background")
 SERVE_OPTIONS: Mapping[str, Option] = {
     **{row.name: row for row in rows_of(VhostConfig)},

@@ -121,6 +121,15 @@ def pages(low: int, high: int) -> Callable[[str], int]:
     return parse_pages
 
 
+def auto_or(parser: Callable[[str], int]) -> Callable[[str], int | None]:
+    """The word auto, which is None, or what ``parser`` takes."""
+
+    def parse_auto_or(text: str) -> int | None:
+        return None if text == "auto" else parser(text)
+
+    return parse_auto_or
+
+
 @dataclass(frozen=True)
 class Choice:
     """One of the names."""

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from struct import Struct
 
 from uringfs.fs.backings import Backings
@@ -78,13 +79,16 @@ class HandleMap:
         self._words = memoryview(self.table).cast("Q")
         self.moved_kib = mmap.mmap(-1, CAPACITY * 4)
         """How much compiled code has moved by each row; it counts there."""
-        self._moved_kib = memoryview(self.moved_kib).cast("I")
+        self._moved_kib = [memoryview(self.moved_kib).cast("I")]
         self._halves = memoryview(self.table).cast("I")
         self.backings = Backings()
         """What the kernel was told of the open files, to move their data itself."""
         self.before_close: Callable[[], None] = lambda: None
         """Called before a file is closed that has transfers in flight: by its return the kernel
         must hold the file itself, since the number of its descriptor may come to mean another."""
+        self.when_unseen: Callable[[Callable[[], object]], object] = lambda done: done()
+        """Calls what it is given once no other thread may be using what it found in a row that is
+        empty by now: the file is closed then, and the row free."""
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -121,7 +125,8 @@ class HandleMap:
         words[_HIGHEST] = self._highest = max(self._highest, index)
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
-        self._moved_kib[index] = 0
+        for each in self._moved_kib:
+            each[index] = 0
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
 
@@ -164,7 +169,16 @@ class HandleMap:
     def moved(self) -> dict[Handle, int]:
         """How many bytes of each open file were moved since it was opened, about."""
         by_rows = self._moved_kib
-        return {each: each.moved + (by_rows[each.fh & _INDEX] << 10) for each in self}
+        return {
+            each: each.moved + (sum(rows[each.fh & _INDEX] for rows in by_rows) << 10)
+            for each in self
+        }
+
+    def moved_elsewhere(self) -> mmap.mmap:
+        """The same as ``moved_kib``, for compiled code in another thread."""
+        memory = mmap.mmap(-1, CAPACITY * 4)
+        self._moved_kib.append(memoryview(memory).cast("I"))
+        return memory
 
     def set_locked(self, on: bool) -> None:
         """Whether there are POSIX locks: then every FLUSH is of interest, since it drops some.
@@ -190,9 +204,12 @@ class HandleMap:
         words[at + _OPENED] = _INDEX
         if words[at + _IN_FLIGHT] & _INDEX:
             self.before_close()
-        del self._handles[fh]
-        self._free.append(index)
+        handle = self._handles.pop(fh)
         self.backings.drop(nodeid)
+        self.when_unseen(partial(self._vacate, index, handle))
+
+    def _vacate(self, index: int, _handle: Handle) -> None:
+        self._free.append(index)
 
     def clear(self) -> None:
         """Close everything."""

@@ -121,7 +121,14 @@ class Dispatcher:
                 task.get_loop().call_later(INTERRUPT_GRACE_S, task.cancel)
         elif self.interrupt_elsewhere is not None:
             loop = asyncio.get_running_loop()
-            loop.call_later(INTERRUPT_GRACE_S, self.interrupt_elsewhere, unique)
+            loop.call_later(INTERRUPT_GRACE_S, self._interrupt_late, unique)
+
+    def _interrupt_late(self, unique: int) -> None:
+        """By now it is here, should it have come by another channel than who interrupts it."""
+        if unique in self._waiting:
+            self._waiting[unique][0].cancel()
+        elif self.interrupt_elsewhere is not None:
+            self.interrupt_elsewhere(unique)
 
     def interrupt_waiting(self) -> None:
         """Have all that may wait for ever answer EINTR."""

@@ -91,27 +91,28 @@ class Meter:
         """By the length of the time in bits: one more than the number of its bucket."""
         self._records: list[Record] = []
         self._lost = 0
-        self._below: Below | None = None
+        self._below: tuple[Below, ...] = ()
         self._earlier = Measures()
 
-    def attach(self, below: Below) -> None:
-        """A part in C takes requests from now on."""
+    def attach(self, *below: Below) -> None:
+        """Parts in C take requests from now on."""
         self._below = below
-        below.watch(self.least_ns)
+        for each in below:
+            each.watch(self.least_ns)
 
     def detach(self) -> None:
-        """It takes none any more; what it has measured stays."""
-        if self._below is not None:
-            self._earlier.add(self._below.stats())
-            self._below = None
+        """They take none any more; what they have measured stays."""
+        for each in self._below:
+            self._earlier.add(each.stats())
+        self._below = ()
 
     def watch(self, least_ns: int | None) -> None:
         """Keep records of requests that take that long, for ``served``; None: of none."""
         self.least_ns = least_ns
         if least_ns is None:
             self._records.clear()
-        if self._below is not None:
-            self._below.watch(least_ns)
+        for each in self._below:
+            each.watch(least_ns)
 
     def begin(self, request: Request, length: int, now: int) -> None:
         """A request of ``length`` bytes has come. ``now``: CLOCK_MONOTONIC, in nanoseconds."""
@@ -161,8 +162,8 @@ class Meter:
         """The records since the last call, and how many there was no room for."""
         records, self._records = self._records, []
         lost, self._lost = self._lost, 0
-        if self._below is not None:
-            rows, missed = self._below.served()
+        for each in self._below:
+            rows, missed = each.served()
             records += [decode(r.head, r.started_ns, r.took_ns, -r.error, r.moved) for r in rows]
             lost += missed
         return records, lost
@@ -177,8 +178,8 @@ class Meter:
                 ]  # fmt: skip
         found.bytes_read, found.bytes_written = self.moved[Opcode.READ], self.moved[Opcode.WRITE]
         found.merge(self._earlier)
-        if self._below is not None:
-            found.add(self._below.stats())
+        for each in self._below:
+            found.add(each.stats())
         return found
 
 

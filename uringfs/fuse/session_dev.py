@@ -34,6 +34,7 @@ from uringfs.fuse.transfer import Slot, transfer
 if TYPE_CHECKING:
     from uringfs.fuse.pumped import PumpedDevice
     from uringfs.ring import Ring
+    from uringfs.ring.lane import Channel
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +72,13 @@ class DevSession:
         state: State | None = None,
         backing_files: BackingFiles | None = None,
         queues: int = 0,
+        channels: Sequence[Channel] = (),
     ) -> None:
         """``place`` mounts at ``mountpoint``, where this process does not do so itself. ``state``
         outlives the server: a session goes on where the last one ended. ``backing_files``: the
         kernel is told of files that it may read and write itself. ``queues``: how many there are
-        for requests over io_uring, one for each possible CPU; 0: they come by the device."""
+        for requests over io_uring, one for each possible CPU; 0: they come by the device. Of
+        ``channels`` are made lanes beside the loop's own pump."""
         self._fs = fs
         self._mountpoint = mountpoint
         self._place = place or MountPoint(mountpoint, mount)
@@ -95,6 +98,7 @@ class DevSession:
         self._no_fsetid = 0
         self._pumped: PumpedDevice | None = None
         self._queues = queues
+        self._channels = channels
         self._notifier = Notifier()
         self._backing_files = fs.handles.backings.registrar = backing_files
         self._meter = Meter()
@@ -112,7 +116,7 @@ class DevSession:
         found = self._meter.measured(self._dispatcher.counts)
         found.in_flight = self._under_way
         if self._pumped is not None:
-            found.in_flight += self._pumped.pump.under_way
+            found.in_flight += self._pumped.under_way
         return found
 
     def watch(self, least_ns: int | None) -> None:
@@ -127,7 +131,7 @@ class DevSession:
         """What is under way: operations, and since when (CLOCK_MONOTONIC, nanoseconds)."""
         found = self._dispatcher.waiting()
         if self._pumped is not None:
-            found = [(opcode_name(code), since) for code, since in self._pumped.pump.waiting()]
+            found = [(opcode_name(code), since) for code, since in self._pumped.waiting()]
         return found
 
     @property
@@ -135,6 +139,11 @@ class DevSession:
         """What requests come by: the device, or io_uring once the kernel has begun to use it."""
         over = self._pumped is not None and self._pumped.pump.is_over_io_uring
         return "io_uring" if over else "/dev/fuse"
+
+    @property
+    def lanes(self) -> Sequence[int]:
+        """How many requests each thread has taken; none where Python takes them."""
+        return self._pumped.taken if self._pumped is not None else ()
 
     async def run(self, live: Callable[[], None]) -> None:
         """Mount and serve; ``live`` is called once the kernel has its answer to INIT.
@@ -191,7 +200,7 @@ class DevSession:
     def set_async(self, on: bool) -> None:
         """Whether the pump moves data itself, or hands every request on."""
         if self._pumped is not None:
-            self._pumped.pump.fast = on
+            self._pumped.fast = on
 
     async def tell(self, stale: Stale) -> None:
         """Have the kernel forget that."""
@@ -216,13 +225,13 @@ class DevSession:
             pumped = PumpedDevice(
                 ring, self._device.fileno(), self._fs, self._dispatcher,
                 slots=self._max_requests, max_write=self._max_write, no_fsetid=self._no_fsetid,
-                queues=self._queues,
+                queues=self._queues, channels=self._channels,
                 served=self._served, ended=self._device_failed,
             )  # fmt: skip
         except OSError as exc:
             log.warning("going on without the pump: %s", exc.strerror)
             return None
-        self._meter.attach(pumped.pump)
+        self._meter.attach(*pumped.pumps)
         pumped.start()
         self._dispatcher.over_io_uring = self._queues > 0
         return pumped
@@ -357,7 +366,9 @@ class DevSession:
         return True
 
     def _device_failed(self, code: int) -> None:
-        """The device gives no more requests: ENODEV, as it was unmounted."""
+        """The device gives no more requests: ENODEV, as it was unmounted. All lanes tell of it."""
+        if self._ended is not None and self._ended.done():
+            return
         if code == errno.ENODEV:
             log.debug("%s was unmounted", self._mountpoint)
             self._end()

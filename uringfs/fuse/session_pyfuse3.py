@@ -35,6 +35,7 @@ class Pyfuse3Session:
 
     name = "pyfuse3"
     requests_by = "libfuse"
+    lanes = ()
 
     def __init__(
         self,

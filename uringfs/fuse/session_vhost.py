@@ -200,6 +200,7 @@ class VhostSession:
 
     name = "vhost-user"
     requests_by = "virtqueues"
+    lanes = ()
 
     def __init__(self, shares: Sequence[GuestShare]) -> None:
         self.shares = shares

@@ -26,6 +26,7 @@ class Mover:
     _most: int
     """How many requests can be under way."""
     _trace: Any = None
+    _lost = 0
 
     @property
     def fast(self) -> bool:
@@ -34,7 +35,7 @@ class Mover:
 
     @fast.setter
     def fast(self, on: bool) -> None:
-        self._state.fast = on
+        lib.uf_switch(ffi.addressof(self._state, "fast"), on)
 
     def _count_moved(self, moved_kib: mmap.mmap | None) -> None:
         """Count there, 4 bytes for each row of the table, how many KiB are moved by it."""
@@ -48,9 +49,10 @@ class Mover:
 
     def watch(self, least_ns: int | None) -> None:
         """Keep a record of each request that takes that long, for `served`; None: of none."""
+        meter = ffi.addressof(self._state, "meter")
         if least_ns is None:
-            self._state.meter.trace = ffi.NULL
-            self._trace = None
+            lib.uf_meter_watch(meter, ffi.NULL)
+            self._stop_tracing()
             return
         if self._trace is None:
             trace = ffi.new("struct uf_trace *")
@@ -58,20 +60,25 @@ class Mover:
             trace.heads = heads
             self._trace = trace, heads
         self._trace[0].least_ns = least_ns
-        self._state.meter.trace = self._trace[0]
+        lib.uf_meter_watch(meter, self._trace[0])
+
+    def _stop_tracing(self) -> None:
+        """The trace is used no more."""
+        self._trace, self._lost = None, 0
 
     def served(self) -> tuple[list[Served], int]:
         """The records since the last call, and how many there was no room for."""
         if self._trace is None:
             return [], 0
         trace, _ = self._trace
-        rows = (trace.records[at % lib.UF_RECORDS] for at in range(trace.taken, trace.written))
+        written = lib.uf_trace_written(trace)
+        rows = (trace.records[at % lib.UF_RECORDS] for at in range(trace.taken, written))
         found = [
             Served(row.started_ns, row.took_ns, row.error, row.moved, bytes(ffi.buffer(row.head)))
             for row in rows
         ]
-        trace.taken = trace.written
-        lost, trace.lost = trace.lost, 0
+        lib.uf_trace_took(trace, written)
+        lost, self._lost = trace.lost - self._lost, trace.lost
         return found, lost
 
     def _measured(self, opcodes: Iterable[int]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import logging
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
+from uringfs.ring.files import FileTable
 from uringfs.ring.mover import Mover
-from uringfs.ring.ring import Ring
 from uringfs.ring.uapi import Op, Setup
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,34 @@ _abandoned: list[object] = []
 """Memory of pumps that were closed with requests under way: the kernel may still use it."""
 
 
+def abandon(what: object) -> None:
+    """Keep it for ever."""
+    _abandoned.append(what)
+
+
+class PumpRing(Protocol):
+    """What a pump needs of its ring: see Ring."""
+
+    files: FileTable
+    setup: Setup
+
+    @property
+    def state(self) -> Any: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def supports(self, opcode: str) -> bool: ...
+
+    def pin(self, memory: mmap.mmap, stride: int, size: int) -> int: ...
+
+    def unpin(self, first: int, count: int) -> None: ...
+
+    def set_handler(self, tag: int, handler: Callable[[int, int], None] | None) -> None: ...
+
+    def kick(self) -> None: ...
+
+
 class Pump(Mover):
     """Moves data between a FUSE device and backing files, and hands on every other request.
 
@@ -64,7 +92,7 @@ class Pump(Mover):
 
     def __init__(
         self,
-        ring: Ring,
+        ring: PumpRing,
         device: int,
         handles: mmap.mmap | memoryview,
         *,
@@ -205,6 +233,14 @@ class Pump(Mover):
 
     # Control
 
+    def join(self, crew: Any, number: int) -> None:
+        """Be that one of a struct uf_crew, the first of which listens always."""
+        crew.count = number + 1
+        crew.ring_fd[number] = self._ring.state.fd
+        self._state.number = number
+        self._state.off_duty = number > 0
+        self._state.crew = crew
+
     def waiting(self) -> list[tuple[int, int]]:
         """What is under way, here and in Python: opcodes, and since when on CLOCK_MONOTONIC."""
         room = self.under_way
@@ -260,7 +296,7 @@ class Pump(Mover):
             return
         self._closed = True
         if self.under_way or self._state.held:
-            _abandoned.append(self._memory)
+            abandon(self._memory)
         lib.uf_pump_close(self._state)
         self._ring.set_handler(TAG_REQUEST, None)
         self._ring.set_handler(TAG_REFUSED, None)

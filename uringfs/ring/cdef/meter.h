@@ -30,3 +30,7 @@ struct uf_meter {
     uint64_t bytes_written;
     struct uf_trace *trace;
 };
+
+void uf_meter_watch(struct uf_meter *m, struct uf_trace *trace);
+uint64_t uf_trace_written(const struct uf_trace *t);
+void uf_trace_took(struct uf_trace *t, uint64_t taken);

@@ -16,6 +16,7 @@ struct uf_handles {
     uint32_t flag_mask;
     uint16_t no_fsetid;
     uint32_t *moved_kib;
+    ...;
 };
 
 struct uf_pump {
@@ -38,6 +39,9 @@ struct uf_pump {
     uint32_t offered;
     uint32_t spares;
     bool armed;
+    struct uf_crew *crew;
+    uint32_t number;
+    bool off_duty;
     uint64_t requests[...];
     uint64_t fast_requests[...];
     struct uf_meter meter;

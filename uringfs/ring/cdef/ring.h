@@ -39,6 +39,7 @@ struct uf_batch {
     uint32_t flags[...];
 };
 
+void uf_switch(bool *flag, bool on);
 int uf_ring_open(struct uf_ring *r, uint32_t entries, uint32_t cq_entries, uint32_t setup_flags);
 int uf_ring_restrict(struct uf_ring *r, const uint8_t *opcodes, uint32_t count);
 int uf_ring_enable(struct uf_ring *r);

@@ -21,11 +21,16 @@
 
 /* One entry of the handle table, which Python fills (fs/handles.py) and both read. */
 struct uf_handle {
-    int32_t fd;
-    uint32_t flags; /* O_* of the open file, and UF_HANDLE_FAST */
+    union {
+        struct {
+            int32_t fd;
+            uint32_t flags; /* O_* of the open file, and UF_HANDLE_FAST */
+        };
+        uint64_t opened; /* both, as Python writes them */
+    };
     uint64_t fh;    /* 0: not open */
     uint64_t nodeid;
-    uint32_t in_flight; /* requests of the pump; C counts */
+    uint32_t in_flight; /* requests of the pump that shares Python's thread; C counts */
     uint32_t reserved;
 };
 #define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
@@ -41,33 +46,51 @@ struct uf_handles {
     uint32_t flag_mask; /* O_* that a request must share with its handle */
     uint16_t no_fsetid; /* personality without CAP_FSETID; 0: Python clears set-ID bits */
     uint32_t *moved_kib; /* by the transfers of each row; wraps. NULL: nobody wants to know */
+    struct uf_handle found;
 };
 
-static inline struct uf_handle *uf_find_handle(const struct uf_handles *t, uint64_t fh,
-                                               uint64_t nodeid, uint32_t trait)
+static inline uint32_t uf_row(const struct uf_handle *h)
+{
+    return (uint32_t)h->fh;
+}
+
+static inline bool uf_has_locks(const struct uf_handles *t)
+{
+    return __atomic_load_n(&t->rows[0].flags, __ATOMIC_RELAXED) & UF_HANDLE_LOCKED;
+}
+
+/* The row as it was found, for it may be emptied meanwhile (lane.c tells how long its descriptor
+ * can be used): valid until the next is looked up. */
+
+static inline const struct uf_handle *uf_find_handle(struct uf_handles *t, uint64_t fh,
+                                                     uint64_t nodeid, uint32_t trait)
 {
     uint32_t index = (uint32_t)fh;
     if (!index || index >= t->count) /* row 0 is no handle's */
         return NULL;
-    struct uf_handle *h = &t->rows[index];
+    const struct uf_handle *row = &t->rows[index];
+    struct uf_handle *h = &t->found;
+    h->nodeid = __atomic_load_n(&row->nodeid, __ATOMIC_ACQUIRE); /* written last */
+    h->fh = __atomic_load_n(&row->fh, __ATOMIC_RELAXED);
+    h->opened = __atomic_load_n(&row->opened, __ATOMIC_RELAXED);
     if (h->fh != fh || h->nodeid != nodeid || !(h->flags & trait))
         return NULL;
     return h;
 }
 
 /* The handle of a plain READ, or NULL. */
-static inline struct uf_handle *uf_to_read(const struct uf_handles *t, uint64_t nodeid,
-                                           const struct fuse_read_in *arg)
+static inline const struct uf_handle *uf_to_read(struct uf_handles *t, uint64_t nodeid,
+                                                 const struct fuse_read_in *arg)
 {
-    struct uf_handle *h = uf_find_handle(t, arg->fh, nodeid, UF_HANDLE_FAST);
+    const struct uf_handle *h = uf_find_handle(t, arg->fh, nodeid, UF_HANDLE_FAST);
     return h && !((arg->flags ^ h->flags) & t->flag_mask) ? h : NULL;
 }
 
 /* The same for a WRITE: what comes from the cache knows no flags. */
-static inline struct uf_handle *uf_to_write(const struct uf_handles *t, uint64_t nodeid,
-                                            const struct fuse_write_in *arg)
+static inline const struct uf_handle *uf_to_write(struct uf_handles *t, uint64_t nodeid,
+                                                  const struct fuse_write_in *arg)
 {
-    struct uf_handle *h = uf_find_handle(t, arg->fh, nodeid, UF_HANDLE_FAST);
+    const struct uf_handle *h = uf_find_handle(t, arg->fh, nodeid, UF_HANDLE_FAST);
     if (!h || (arg->write_flags & FUSE_WRITE_KILL_SUIDGID && !t->no_fsetid))
         return NULL;
     uint32_t differ = arg->write_flags & FUSE_WRITE_CACHE ? h->flags : arg->flags ^ h->flags;
@@ -85,7 +108,7 @@ static inline void uf_count_moved(const struct uf_handles *t, const struct uf_ha
                                   uint32_t bytes)
 {
     if (t->moved_kib)
-        t->moved_kib[h - t->rows] += (bytes + 1023) >> 10;
+        t->moved_kib[uf_row(h)] += (bytes + 1023) >> 10;
 }
 
 /* What a WRITE asks for beside the transfer. */

@@ -23,9 +23,9 @@ struct uf_record {
 /* There only while somebody wants to know: without it a request costs two looks at a pointer. */
 struct uf_trace {
     uint64_t least_ns; /* requests that took less are not told */
-    uint64_t written;  /* records, ever */
-    uint64_t taken;
-    uint64_t lost;  /* since there was no room */
+    uint64_t written;  /* records, ever; by who serves */
+    uint64_t taken;    /* by who reads them, maybe in another thread */
+    uint64_t lost;  /* ever, since there was no room */
     uint8_t *heads; /* of requests under way; all 0: it was there before the trace */
     struct uf_record records[UF_RECORDS];
 };
@@ -39,13 +39,35 @@ struct uf_meter {
     struct uf_trace *trace;
 };
 
+static inline struct uf_trace *uf_meter_trace(struct uf_meter *m)
+{
+    return __atomic_load_n(&m->trace, __ATOMIC_ACQUIRE);
+}
+
+/* Trace from now on, or no more; who serves may be at it in another thread. */
+static inline void uf_meter_watch(struct uf_meter *m, struct uf_trace *trace)
+{
+    __atomic_store_n(&m->trace, trace, __ATOMIC_RELEASE);
+}
+
+static inline uint64_t uf_trace_written(const struct uf_trace *t)
+{
+    return __atomic_load_n(&t->written, __ATOMIC_ACQUIRE);
+}
+
+static inline void uf_trace_took(struct uf_trace *t, uint64_t taken)
+{
+    __atomic_store_n(&t->taken, taken, __ATOMIC_RELEASE);
+}
+
 /* A request has come; `at` is its number among those under way. */
 static inline void uf_meter_begin(struct uf_meter *m, uint32_t at, const void *message,
                                   uint32_t length)
 {
-    if (!m->trace)
+    struct uf_trace *trace = uf_meter_trace(m);
+    if (!trace)
         return;
-    uint8_t *head = m->trace->heads + (size_t)at * UF_HEAD;
+    uint8_t *head = trace->heads + (size_t)at * UF_HEAD;
     uint32_t kept = length < UF_HEAD ? length : UF_HEAD;
     memcpy(head, message, kept);
     memset(head + kept, 0, UF_HEAD - kept);
@@ -57,13 +79,14 @@ static inline void uf_trace_end(struct uf_trace *t, uint32_t at, const struct uf
     struct fuse_in_header *in = (struct fuse_in_header *)head;
     if (end->took_ns < t->least_ns || !in->len)
         return;
-    if (t->written - t->taken == UF_RECORDS) {
+    if (t->written - __atomic_load_n(&t->taken, __ATOMIC_ACQUIRE) == UF_RECORDS) {
         t->lost++;
         return;
     }
-    struct uf_record *r = &t->records[t->written++ % UF_RECORDS];
+    struct uf_record *r = &t->records[t->written % UF_RECORDS];
     *r = *end;
     memcpy(r->head, head, UF_HEAD);
+    __atomic_store_n(&t->written, t->written + 1, __ATOMIC_RELEASE);
     in->len = 0;
 }
 
@@ -81,8 +104,9 @@ static inline void uf_meter_end(struct uf_meter *m, uint32_t at, uint32_t opcode
         m->bytes_read += moved;
     else if (opcode == FUSE_WRITE)
         m->bytes_written += moved;
-    if (m->trace)
-        uf_trace_end(m->trace, at,
+    struct uf_trace *trace = uf_meter_trace(m);
+    if (trace)
+        uf_trace_end(trace, at,
                      &(struct uf_record){.started_ns = started_ns, .took_ns = ns,
                                          .error = error, .moved = moved});
 }

@@ -23,6 +23,7 @@
  * kernel still uses it, and that a reply goes out before its transfer has ended. Hence every
  * completion is held against the state of its slot, and nobody who waits is left without a reply:
  * where there is no room to queue one, it is written at once. */
+#include "crew.h"
 #include "entry.h"
 
 #include <dirent.h>
@@ -170,13 +171,14 @@ static void send_error(struct uf_pump *p, uint32_t slot, int error, enum uf_slot
 
 /* -- requests --------------------------------------------------------------------------------- */
 
-static void claim(struct uf_pump *p, uint32_t slot, struct uf_handle *h, uint32_t size)
+static void claim(struct uf_pump *p, uint32_t slot, const struct uf_handle *h, uint32_t size)
 {
     struct uf_slot *s = &p->slots[slot];
-    s->handle = (uint32_t)(h - p->handles.rows);
+    s->handle = uf_row(h);
     s->size = size;
     s->state = UF_SLOT_IO;
-    h->in_flight++;
+    if (!p->apart)
+        p->handles.rows[s->handle].in_flight++;
     uf_count_moved(&p->handles, h, size);
     p->ring->transfers++;
     p->ring->idle_turns = 0;
@@ -188,7 +190,8 @@ static void unclaim(struct uf_pump *p, uint32_t slot)
     struct uf_slot *s = &p->slots[slot];
     if (!s->handle)
         return;
-    p->handles.rows[s->handle].in_flight--;
+    if (!p->apart)
+        p->handles.rows[s->handle].in_flight--;
     p->ring->transfers--;
     s->handle = 0;
 }
@@ -243,7 +246,7 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
 {
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_to_read(&p->handles, in->nodeid, &arg);
+    const struct uf_handle *h = uf_to_read(&p->handles, in->nodeid, &arg);
     if (in->len != UF_IN_SIZE || !h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
         !uf_pump_room(p, 2))
         return false;
@@ -267,7 +270,7 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 {
     struct fuse_write_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_to_write(&p->handles, in->nodeid, &arg);
+    const struct uf_handle *h = uf_to_write(&p->handles, in->nodeid, &arg);
     if (!h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
         in->len != UF_IN_SIZE + arg.size || !uf_pump_room(p, 2))
         return false;
@@ -293,7 +296,7 @@ static bool start_fsync(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
 {
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
+    const struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || !uf_pump_room(p, 1))
         return false;
     claim(p, slot, h, 0);
@@ -307,8 +310,8 @@ static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_
 {
     struct fuse_flush_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
-    bool locked = p->handles.rows[0].flags & UF_HANDLE_LOCKED;
+    const struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST);
+    bool locked = uf_has_locks(&p->handles);
     if (in->len != sizeof(*in) + sizeof(arg) || !h || locked)
         return false;
     p->fast_requests[FUSE_FLUSH]++;
@@ -344,7 +347,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
 {
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_LIST);
+    const struct uf_handle *h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_LIST);
     uint64_t raw_at = ((uint64_t)arg.size + 7) & ~7ull;
     if (in->len != UF_IN_SIZE || !h || p->ring->transfers || arg.size < UF_LEAST_LISTING ||
         raw_at + arg.size > p->max_transfer)
@@ -382,7 +385,7 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
     }
     p->requests[s->opcode]++;
     uf_meter_begin(&p->meter, slot, message, length);
-    if (!headed || in.len != length || !p->fast)
+    if (!headed || in.len != length || !__atomic_load_n(&p->fast, __ATOMIC_RELAXED))
         return false;
     switch (in.opcode) {
     case FUSE_READ:
@@ -459,7 +462,8 @@ static bool end_device(struct uf_pump *p, int res)
     case -ENOBUFS:
         widen(p);
         return false;
-    case -ENOENT: /* the request was interrupted before it was read */
+    case -ECANCELED: /* by whoever stopped it, or sent it off duty; it may be on duty again */
+    case -ENOENT:    /* the request was interrupted before it was read */
     case -EINTR:
     case -EAGAIN:
         return false;
@@ -557,7 +561,7 @@ int uf_pump_settle(struct uf_pump *p)
 {
     offer_slots(p);
     uf_entries_settle(p);
-    if (!p->armed && !p->stopping && p->offered)
+    if (!p->armed && !p->stopping && !p->off_duty && p->offered)
         return arm(p);
     return 0;
 }
@@ -586,6 +590,16 @@ void uf_pump_mend(struct uf_pump *p)
 void uf_pump_tick(struct uf_pump *p)
 {
     p->now_ns = uf_clock_ns();
+    if (p->crew && p->now_ns - p->looked_ns > UF_CREW_LOOK_NS)
+        uf_crew_look(p);
+}
+
+/* Listen no more until called: others of the crew do. */
+void uf_pump_leave(struct uf_pump *p)
+{
+    p->off_duty = true;
+    if (p->armed && uf_pump_room(p, 1))
+        queue_cancel(p, UF_TAG_DEVICE, 0);
 }
 
 /* -- for Python ------------------------------------------------------------------------------- */
@@ -678,6 +692,13 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
     return 0;
 }
 
+/* Answer for Python, which cannot be told of it. */
+void uf_pump_refuse(struct uf_pump *p, uint32_t slot)
+{
+    if (slot < p->slot_count && p->slots[slot].state == UF_SLOT_PYTHON)
+        send_error(p, slot, -EIO, UF_SLOT_REPLY);
+}
+
 /* Cancel the transfer of a request, of all if `unique` is 0, and say how many there are. Each
  * then answers EINTR, or its result. */
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
@@ -694,9 +715,12 @@ int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
     return found;
 }
 
-/* What is under way, here and in Python, as far as there is room to tell: how many that are. */
-uint32_t uf_pump_waiting(const struct uf_pump *p, uint32_t *opcode, uint64_t *since_ns,
-                         uint32_t room)
+/* What is under way, here and in Python, as far as there is room to tell: how many that are. Where
+ * the pump is a lane's it works meanwhile, and what is told of a slot may be of two requests: it is
+ * only shown, so no work is made of it, and the sanitizer need not know. */
+__attribute__((no_sanitize_thread)) uint32_t uf_pump_waiting(const struct uf_pump *p,
+                                                             uint32_t *opcode, uint64_t *since_ns,
+                                                             uint32_t room)
 {
     uint32_t n = 0;
     for (uint32_t slot = 0; slot < p->slot_count && n < room; slot++) {

@@ -54,6 +54,7 @@ struct uf_pump {
     uint32_t max_transfer;   /* bytes of data that fit a slot */
     uint32_t fixed_bytes;    /* how much of each slot, from its start, is registered; 0: nothing */
     uint32_t fixed_base;     /* index of slot 0 among the registered buffers */
+    bool apart;              /* its thread is a lane's, and not the one that fills the table */
     bool fast;               /* false: Python answers everything (--no-async-io) */
     struct uf_handles handles;
 
@@ -79,6 +80,15 @@ struct uf_pump {
     bool armed;
     bool stopping;
     uint64_t now_ns;
+
+    /* Several pumps on one device, see crew.c. NULL: it listens always. */
+    struct uf_crew *crew;
+    uint32_t number;  /* among them; 0 is the event loop's */
+    bool off_duty;    /* it does not listen until it is called */
+    uint32_t quiet;   /* looks in a row that found it with little to do */
+    uint64_t looked_ns;
+    uint64_t looked_busy_ns;
+    uint64_t looked_moved;
 
     uint64_t requests[UF_OPCODES];
     uint64_t fast_requests[UF_OPCODES];
@@ -122,10 +132,12 @@ static inline void uf_pump_count(struct uf_pump *p, uint32_t slot)
 
 int uf_pump_open(struct uf_pump *p);
 void uf_pump_close(struct uf_pump *p);
+void uf_pump_leave(struct uf_pump *p);
 int uf_pump_start(struct uf_pump *p);
 int uf_pump_stop(struct uf_pump *p);
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
 int uf_pump_drop(struct uf_pump *p, uint32_t slot);
+void uf_pump_refuse(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
 uint32_t uf_pump_waiting(const struct uf_pump *p, uint32_t *opcode, uint64_t *since_ns,
                          uint32_t room);

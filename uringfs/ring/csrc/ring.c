@@ -1,7 +1,7 @@
 /* A thin shim over liburing: set-up, one generic SQE writer, and one call per loop turn.
  * Every function returns 0 or a count, or a negated errno, as liburing does.
  * cffi releases the GIL around each call; Ring (ring.py) keeps callers to one thread. */
-#include "pump.h"
+#include "lane.h"
 #include "virtqueue.h"
 
 #include <errno.h>
@@ -183,6 +183,8 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
         if (n == UF_BATCH)
             break;
         seen++;
+        if (cqe->user_data >> UF_TAG_SHIFT == UF_TAG_FORWARDED)
+            UF_TAKES_OVER(&uf_forwarded);
         out->user_data[n] = cqe->user_data;
         out->res[n] = cqe->res;
         out->flags[n] = cqe->flags;
@@ -269,15 +271,19 @@ static bool spin(struct uf_ring *r, int64_t start, int64_t timeout_ns)
     if (r->guests && has_found(r))
         return true;
     r->spins++;
-    do {
-        if (has_found(r)) {
-            r->spin_hits++;
-            r->spin_misses = 0;
-            return true;
-        }
+    int64_t now = start;
+    bool found = false;
+    while (now < end && !(found = has_found(r))) {
         for (int i = 0; i < 4; i++)
             cpu_relax();
-    } while (now_ns() < end);
+        now = now_ns();
+    }
+    r->spun_ns += (uint64_t)(now - start);
+    if (found) {
+        r->spin_hits++;
+        r->spin_misses = 0;
+        return true;
+    }
     if (++r->spin_misses >= 4)
         r->spin_skip = r->spin_misses < 12 ? 1u << r->spin_misses : 4096;
     return false;
@@ -298,9 +304,26 @@ static int sleep_for(struct uf_ring *r, int64_t timeout_ns)
     return io_uring_submit_and_wait_timeout(&r->uring, &cqe, 1 + r->at_once, &ts, NULL);
 }
 
-static int enter(struct uf_ring *r, int64_t timeout_ns)
+static void go_in(struct uf_ring *r)
 {
-    settle(r);
+    if (!r->pass)
+        return;
+    __atomic_store_n(&r->pass->queued, r->uring.sq.sqe_tail, __ATOMIC_RELAXED);
+    __atomic_store_n(&r->pass->inside, true, __ATOMIC_RELEASE);
+}
+
+static void come_back(struct uf_ring *r)
+{
+    if (!r->pass)
+        return;
+    __atomic_store_n(&r->pass->inside, false, __ATOMIC_RELAXED);
+    if (!io_uring_sq_ready(&r->uring))
+        __atomic_store_n(&r->pass->passes, r->pass->passes + 1, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* both before whatever is looked up from here on */
+}
+
+static int submit_and_wait(struct uf_ring *r, int64_t timeout_ns)
+{
     if (timeout_ns == 0)
         return submitted(r, io_uring_submit_and_get_events(&r->uring));
     int64_t start = now_ns();
@@ -309,6 +332,15 @@ static int enter(struct uf_ring *r, int64_t timeout_ns)
     int rc = found ? io_uring_submit_and_get_events(&r->uring) : sleep_for(r, timeout_ns);
     r->mean_wait_ns += (now_ns() - start - r->mean_wait_ns) / 8;
     return submitted(r, rc);
+}
+
+static int enter(struct uf_ring *r, int64_t timeout_ns)
+{
+    settle(r);
+    go_in(r);
+    int rc = submit_and_wait(r, timeout_ns);
+    come_back(r);
+    return rc;
 }
 
 /* One turn of an event loop: submit what is queued, wait for a completion that concerns Python

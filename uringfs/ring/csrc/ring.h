@@ -22,6 +22,14 @@
 #define UF_SHORT_WAIT_NS 10000 /* about what it costs to put a thread to sleep and wake it */
 #define UF_MEMORY_TURNS 16     /* without a transfer: what is served now lies in memory */
 
+/* For other threads: whether the one that drives a ring may still use what it found elsewhere
+ * before it queued something for it. See lane.c. */
+struct uf_pass {
+    uint64_t passes; /* times it has entered the kernel and left nothing queued */
+    uint32_t queued; /* where the submission queue ends that it entered with */
+    bool inside;     /* from there until it comes back */
+};
+
 struct uf_ring {
     struct io_uring uring;
     uint32_t features;
@@ -42,6 +50,8 @@ struct uf_ring {
     int64_t mean_wait_ns; /* of the waits, the last ones counting most */
     uint64_t spins;
     uint64_t spin_hits;
+    uint64_t spun_ns; /* in all */
+    struct uf_pass *pass; /* NULL: nobody else has to know */
     uint8_t opcodes[256]; /* 1 where IORING_REGISTER_PROBE says the kernel has the opcode */
 };
 
@@ -58,7 +68,28 @@ static inline uint64_t uf_clock_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* What messages of the kernel's order, ThreadSanitizer has to be told. */
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define UF_HANDS_OVER(what) __tsan_release(what)
+#define UF_TAKES_OVER(what) __tsan_acquire(what)
+#else
+#define UF_HANDS_OVER(what) ((void)(what))
+#define UF_TAKES_OVER(what) ((void)(what))
+#endif
+
+/* Set what another thread may be reading. */
+static inline void uf_switch(bool *flag, bool on)
+{
+    __atomic_store_n(flag, on, __ATOMIC_RELAXED);
+}
+
 /* Submit what is queued, as far as the kernel takes it. */
 int uf_flush(struct uf_ring *r);
+/* The same, all of it. */
+int uf_submit(struct uf_ring *r);
+int uf_ring_enable(struct uf_ring *r);
+int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out);
+int uf_update_file(struct uf_ring *r, uint32_t slot, int fd);
 
 #endif

@@ -334,25 +334,25 @@ static uint64_t tagged(const struct uf_guest *g, unsigned tag, uint32_t number)
     return (uint64_t)tag << UF_TAG_SHIFT | (uint64_t)g->serial << 32 | number;
 }
 
-static struct io_uring_sqe *start_io(struct uf_guest *g, uint32_t chain, struct uf_handle *h,
-                                     uint8_t opcode, const void *address, uint32_t length,
-                                     uint64_t offset)
+static struct io_uring_sqe *start_io(struct uf_guest *g, uint32_t chain,
+                                     const struct uf_handle *h, uint8_t opcode,
+                                     const void *address, uint32_t length, uint64_t offset)
 {
     struct uf_chain *c = &g->chains[chain];
     struct io_uring_sqe *sqe = io_uring_get_sqe(&g->ring->uring);
     io_uring_prep_rw(opcode, sqe, h->fd, address, length, offset);
     io_uring_sqe_set_data64(sqe, tagged(g, UF_TAG_GUEST_IO, chain));
-    c->handle = (uint32_t)(h - g->handles.rows);
+    c->handle = uf_row(h);
     c->state = UF_CHAIN_IO;
-    h->in_flight++;
+    g->handles.rows[c->handle].in_flight++;
     g->transfers++;
     g->ring->transfers++;
     return sqe;
 }
 
 static struct io_uring_sqe *start_transfer(struct uf_guest *g, uint32_t chain,
-                                           struct uf_handle *h, bool write, int pieces,
-                                           uint64_t offset)
+                                           const struct uf_handle *h, bool write,
+                                           int pieces, uint64_t offset)
 {
     const struct iovec *data = g->chains[chain].data;
     if (pieces == 1)
@@ -376,7 +376,7 @@ static bool serve_read(struct uf_guest *g, uint32_t chain, uint64_t nodeid, cons
     struct uf_chain *c = &g->chains[chain];
     struct fuse_read_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_to_read(&g->handles, nodeid, &arg);
+    const struct uf_handle *h = uf_to_read(&g->handles, nodeid, &arg);
     if (c->read_bytes != IN_HEADER + sizeof(arg) || !h ||
         !uf_is_transfer(arg.size, INT32_MAX, arg.offset) || !has_room(g))
         return false;
@@ -397,7 +397,7 @@ static bool serve_write(struct uf_guest *g, uint32_t chain, uint64_t nodeid, con
     struct uf_chain *c = &g->chains[chain];
     struct fuse_write_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_to_write(&g->handles, nodeid, &arg);
+    const struct uf_handle *h = uf_to_write(&g->handles, nodeid, &arg);
     if (c->read_bytes - ARGUMENTS != arg.size || !h ||
         !uf_is_transfer(arg.size, INT32_MAX, arg.offset) ||
         c->write_bytes < OUT_HEADER + sizeof(struct fuse_write_out) || !has_room(g))
@@ -418,7 +418,7 @@ static bool serve_fsync(struct uf_guest *g, uint32_t chain, uint64_t nodeid, con
     struct uf_chain *c = &g->chains[chain];
     struct fuse_fsync_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_find_handle(&g->handles, arg.fh, nodeid, UF_HANDLE_FAST);
+    const struct uf_handle *h = uf_find_handle(&g->handles, arg.fh, nodeid, UF_HANDLE_FAST);
     if (c->read_bytes != IN_HEADER + sizeof(arg) || c->write_bytes < OUT_HEADER || !h ||
         !has_room(g))
         return false;
@@ -432,8 +432,8 @@ static bool serve_flush(struct uf_guest *g, uint32_t chain, uint64_t nodeid, con
     struct uf_chain *c = &g->chains[chain];
     struct fuse_flush_in arg;
     memcpy(&arg, body, sizeof(arg));
-    struct uf_handle *h = uf_find_handle(&g->handles, arg.fh, nodeid, UF_HANDLE_FAST);
-    bool locked = g->handles.rows[0].flags & UF_HANDLE_LOCKED;
+    const struct uf_handle *h = uf_find_handle(&g->handles, arg.fh, nodeid, UF_HANDLE_FAST);
+    bool locked = uf_has_locks(&g->handles);
     if (c->read_bytes != IN_HEADER + sizeof(arg) || c->write_bytes < OUT_HEADER || !h || locked)
         return false;
     reply(g, chain, uf_close_duplicate(h), 0);
