@@ -37,13 +37,14 @@ IOCTLS = {
     "FS_IOC_SETFLAGS": 0x40086602,
     "FS_IOC_FSGETXATTR": 0x801C581F,
     "FS_IOC_FSSETXATTR": 0x401C5820,
+    "FUSE_DEV_IOC_CLONE": 0x8004E500,
     "FUSE_DEV_IOC_BACKING_OPEN": 0x4010E501,
     "FUSE_DEV_IOC_BACKING_CLOSE": 0x4004E502,
     "FIOCLEX": 0x5451,
     "FIONBIO": 0x5421,
     "TCGETS": 0x5401,
 }
-"""ioctl(2) numbers let through: those that clients may have carried out, kernel passthrough's, and
+"""ioctl(2) numbers let through: those that clients may have carried out, those of /dev/fuse, and
 Python's own."""
 
 ALSO = {
