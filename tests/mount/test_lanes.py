@@ -172,7 +172,8 @@ def test_it_ends_under_load(new_mount: NewMount, how: str) -> None:
             Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
     assert mounted.wait_end() == 0
     assert mounted.log().count("was aborted") == (how == "abort")
-    assert not mounted.new_trouble()
+    trouble = mounted.new_trouble()
+    assert how == "abort" or not trouble  # what was open cannot be written back then
 
 
 def test_switched_under_load(new_mount: NewMount) -> None:
