@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import mmap
 import os
@@ -15,8 +16,10 @@ from tests.fuse.kernel import message
 from tests.vhost.frontend import PATIENCE_S, Machine
 from tests.vhost.served import WAYS, Served, Way
 from uringfs.fs.core import FUSE_ATTR_DAX
+from uringfs.fs.types import OwnedFd
 from uringfs.fuse import abi
 from uringfs.fuse.abi import InitFlags, Opcode
+from uringfs.fuse.vhost import window as guest_window
 from uringfs.fuse.vhost import wire
 from uringfs.fuse.vhost.wire import BackEnd, FrontEnd, Protocol
 
@@ -186,7 +189,9 @@ def test_what_makes_no_sense_does_not_reach_the_front_end(window: Window) -> Non
     assert window.asked == [BackEnd.SHMEM_MAP]
 
 
-def test_a_front_end_that_refuses_or_goes_is_an_error_of_the_guests(window: Window) -> None:
+def test_a_front_end_that_refuses_or_goes_is_an_error_of_the_guests(
+    window: Window, served: Served
+) -> None:
     nodeid = window.machine.lookup(b"f")
     window.refuses = True
     assert window.setup(nodeid, 0, PAGE, 0) == errno.EIO
@@ -195,6 +200,27 @@ def test_a_front_end_that_refuses_or_goes_is_an_error_of_the_guests(window: Wind
     window.close()
     for _ in range(2):
         assert window.setup(nodeid, 0, PAGE, PAGE, requests=0) == errno.EIO
+    served.wait_log("the front-end maps no more files")
+    served.expect_errors()
+
+
+def test_a_front_end_that_does_not_answer_is_asked_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guest_window, "PATIENCE_S", 0.05)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    file = OwnedFd(os.memfd_create("file"))
+
+    async def map_twice() -> None:
+        window = guest_window.GuestWindow(OwnedFd(ours.detach()))
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                await window.map(file, 0, PAGE, 0, write=False)
+        assert not window.in_use
+
+    with theirs:
+        asyncio.run(map_twice())
+        assert len(theirs.recv(4096)) == wire.HEADER.size + wire.MMAP.size
 
 
 def test_a_guest_with_mappings_stays_and_a_reset_ends_them(window: Window, served: Served) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import mmap
 import os
 import socket
@@ -16,11 +17,16 @@ from uringfs.fs.types import OwnedFd
 from uringfs.fuse.vhost import wire
 from uringfs.fuse.vhost.wire import BackEnd, Protocol
 
+log = logging.getLogger(__name__)
+
 WINDOW = Protocol.SHMEM | Protocol.BACKEND_SEND_FD
 """What a front-end has to speak."""
 _CACHE = 0
 """The region of shared memory that is the window (virtio 1.2, 5.11.6.2)."""
 _REPLY = wire.HEADER.size + wire.U64.size
+PATIENCE_S = 5.0
+"""A front-end that waits for a queue to stop may answer nothing meanwhile, and the queue waits for
+the request that waits for the answer."""
 
 
 class GuestWindow:
@@ -62,23 +68,36 @@ class GuestWindow:
         """OSError EIO where the front-end does not do it."""
         flags = wire.VERSION | wire.NEED_REPLY
         data = wire.HEADER.pack(request, flags, len(payload)) + payload
-        loop, reply = asyncio.get_running_loop(), b""
         try:
             if socket.send_fds(self._sock, [data], list(fds)) != len(data):
                 raise OSError(errno.EAGAIN, "it takes no requests")
-            while len(reply) < _REPLY:
-                part = await loop.sock_recv(self._sock, _REPLY - len(reply))
-                if not part:
-                    raise OSError(errno.EPIPE, "it has closed the channel")
-                reply += part
+            answer = asyncio.ensure_future(self._answer())
+            try:
+                await asyncio.wait([answer], timeout=PATIENCE_S)
+                if not answer.done():
+                    raise OSError(errno.ETIMEDOUT, "it does not answer")
+                failed = answer.result() != wire.U64.pack(0)
+            finally:
+                if answer.cancel():
+                    await asyncio.wait([answer])  # until nothing waits for the socket any more
         except OSError as exc:
             self.close()
-            raise OSError(errno.EIO, f"the front-end cannot be asked: {exc.strerror}") from exc
+            log.error("the front-end maps no more files: %s", exc.strerror)
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from exc
         except asyncio.CancelledError:
             self.close()  # the answer would be taken for that of the next
             raise
-        if reply[wire.HEADER.size :] != wire.U64.pack(0):
+        if failed:
             raise OSError(errno.EIO, f"{request.name}: the front-end refuses")
+
+    async def _answer(self) -> bytes:
+        loop, reply = asyncio.get_running_loop(), b""
+        while len(reply) < _REPLY:
+            part = await loop.sock_recv(self._sock, _REPLY - len(reply))
+            if not part:
+                raise OSError(errno.EPIPE, "it has closed the channel")
+            reply += part
+        return reply[wire.HEADER.size :]
 
     def forget(self) -> None:
         """The device was reset, with which the front-end has unmapped all."""
