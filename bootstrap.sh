@@ -6,6 +6,8 @@ ROOT=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 VENV=$ROOT/.venv
 PATH=$PATH:/usr/sbin:/sbin # where mkfs and its like are, and users' shells do not look
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The tests start some thousand servers; compiling all of one takes longer than starting it.
+unset PYTHONDONTWRITEBYTECODE
 
 # What is needed from the distribution: kind of check, what is looked for, package that has it.
 BUILD_NEEDS=(
@@ -153,6 +155,8 @@ hand_back() {
         for made in "$VENV" "$ROOT"/{build,.tox,.*_cache,.hypothesis,*.egg-info} "$ROOT"/uringfs/ring/*.so; do
             [ ! -e "$made" ] || chown -R --no-dereference --reference="$ROOT" "$made"
         done
+        find "$ROOT"/{uringfs,tests,perf} -name __pycache__ -prune \
+            -exec chown -R --reference="$ROOT" {} +
     fi
 }
 
@@ -197,26 +201,31 @@ run_tests() { # pytest argument...
     cd "$ROOT"
     [ $# -eq 0 ] || exec "$VENV/bin/python" -m pytest "$@"
 
-    local own envs=lint,types,sanitize version failed='' said checks
+    local own envs=lint,types,sanitize version failed='' said name
     own=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in "${PYTHONS[@]}"; do
         # The whole suite runs on our own interpreter below, the quick part on the others.
         [ "$version" = "$own" ] || envs+=,py${version/./}
     done
     # Side by side, or it takes longer than anybody waits. Each has mounts of its own: a test that
-    # makes a namespace would copy those of the other, and so keep them from ending. tox is heard
-    # when the suite is through.
-    said=$(mktemp)
-    PATH=$PATH$(pyenv_path) unshare --mount "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' \
-        >"$said" 2>&1 &
-    checks=$!
-    trap 'kill "$checks" 2>/dev/null' EXIT
-    "$VENV/bin/python" -m pytest || failed='the tests failed'
-    say "waiting for tox"
-    wait "$checks" || failed=${failed:-a check of tox failed, see above}
+    # makes a namespace would copy those of the others, and so keep them from ending. Who runs
+    # behind is heard when the mounts' tests are through.
+    said=$(mktemp -d)
+    local -A behind
+    PATH=$PATH$(pyenv_path) unshare --mount \
+        "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' >"$said/tox" 2>&1 &
+    behind[tox]=$!
+    unshare --mount "$VENV/bin/python" -m pytest --ignore=tests/mount >"$said/others" 2>&1 &
+    behind[others]=$!
+    trap 'kill "${behind[@]}" 2>/dev/null' EXIT
+    "$VENV/bin/python" -m pytest tests/mount || failed='the tests of mounts failed'
+    for name in "${!behind[@]}"; do
+        say "waiting for: $name"
+        wait "${behind[$name]}" || failed+=" $name failed, see above"
+        cat "$said/$name"
+    done
     trap - EXIT
-    cat "$said"
-    rm "$said"
+    rm -r "$said"
     hand_back
     [ -z "$failed" ] || die "$failed"
 }
