@@ -248,7 +248,7 @@ class TestMalformed:
         assert self.ask(connection, message(Opcode.STATFS)[:length]) is None
         assert "dropped" in caplog.text
 
-    @pytest.mark.parametrize("opcode", [0, 7, 19, 48, 49, 54, 4096, 436207616, 2**32 - 1])
+    @pytest.mark.parametrize("opcode", [0, 7, 19, 54, 4096, 436207616, 2**32 - 1])
     def test_an_unknown_opcode_is_enosys(self, connection: Connection, opcode: int) -> None:
         assert self.ask(connection, message(opcode, b"anything")) == errno.ENOSYS
 
