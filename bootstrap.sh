@@ -152,11 +152,10 @@ fingerprint() {
 hand_back() {
     if is_root && [ "$(stat -c %u "$ROOT")" -ne 0 ]; then
         local made
-        for made in "$VENV" "$ROOT"/{build,.tox,.*_cache,.hypothesis,*.egg-info} "$ROOT"/uringfs/ring/*.so; do
+        for made in "$VENV" "$ROOT"/{build,.tox,.*_cache,.hypothesis,*.egg-info} "$ROOT"/uringfs/ring/*.so \
+            "$ROOT"/{uringfs,tests,perf}/{,*/,*/*/}__pycache__; do
             [ ! -e "$made" ] || chown -R --no-dereference --reference="$ROOT" "$made"
         done
-        find "$ROOT"/{uringfs,tests,perf} -name __pycache__ -prune \
-            -exec chown -R --reference="$ROOT" {} +
     fi
 }
 
