@@ -1,6 +1,5 @@
 """What every test needs: root, and a way out of a system call stuck on a dead mount."""
 
-import gc
 import os
 import signal
 from collections.abc import Generator
@@ -26,13 +25,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     # A script's job in the background has it ignored, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_finish() -> None:
-    """A thousand tests collect garbage, to see that nothing is left of theirs: they need not go
-    through all that was imported."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
