@@ -253,6 +253,7 @@ class Vfs(PassthroughFs):
     fallocate = _routed(PassthroughFs.fallocate)
     lseek = _routed(PassthroughFs.lseek)
     copy_file_range = _routed(PassthroughFs.copy_file_range)
+    setup_mapping = _routed(PassthroughFs.setup_mapping)
     ioctl = _routed(PassthroughFs.ioctl, errno.ENOTTY)
     getlk = _routed(PassthroughFs.getlk)
     setlk = _routed(PassthroughFs.setlk)
