@@ -4,7 +4,7 @@ Run as a script to compile in place for development; `cffi_modules` runs it for 
 
 Environment:
   URINGFS_STATIC_LIBURING=1   link liburing.a into the extension
-  URINGFS_SANITIZE=LIST       compile and link with -fsanitize=LIST (address,undefined)
+  URINGFS_SANITIZE=LIST       compile and link with -fsanitize=LIST (address,undefined; thread)
 """
 
 import os
