@@ -163,8 +163,8 @@ class MountConfig:
         256,
         values.integer(4, 32768),
         "N",
-        "requests that can be under way, each with up to 1 MiB, over io_uring 4 for each CPU at least; "
-        "half of them may wait for locks",
+        "requests that can be under way, each with up to 1 MiB, over io_uring 4 for each CPU at "
+        "least; half of them may wait for locks",
     )
     max_write: int = _option(
         MAX_WRITE,
