@@ -6,7 +6,7 @@ import errno
 import os
 
 from uringfs.fs import seal, syscalls
-from uringfs.fs.core import O_PATH_FLAGS, Core, check_name
+from uringfs.fs.core import Core, check_name
 from uringfs.fs.handles import FAST, MEMORY, Handle
 from uringfs.fs.kinds import is_in_memory
 from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd, Window
@@ -98,7 +98,7 @@ class FileOps(Core):
             if flags & os.O_EXCL:
                 raise
             return await self._open_existing(directory.fd, name, flags, kill_suidgid)
-        return await self._created(file, flags)
+        return self._created(file, flags)
 
     async def _open_existing(
         self, dir_fd: int, name: bytes, flags: int, kill_suidgid: bool
@@ -110,12 +110,9 @@ class FileOps(Core):
             self.inodes.forget(entry.nodeid, 1)
             raise
 
-    async def _created(self, file: OwnedFd, flags: int) -> tuple[Entry, Opened]:
+    def _created(self, file: OwnedFd, flags: int) -> tuple[Entry, Opened]:
         """Enter a file just made, by its descriptor: its name may mean another file already."""
-        path = await self.io.openat(
-            self._proc_self_fd.fd, b"%d" % file.fd, O_PATH_FLAGS & ~os.O_NOFOLLOW
-        )
-        entry = self._enter(path)
+        entry = self._enter(OwnedFd(self.reopen_now(file.fd, os.O_PATH)))
         return entry, self._opened(entry.nodeid, file, flags)
 
     async def tmpfile(
@@ -127,7 +124,7 @@ class FileOps(Core):
         creating = self._backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL | os.O_CLOEXEC
         mode = self._masked(directory, mode, umask)
         file = await self.io.openat(directory.fd, b".", creating, mode, beneath=True, caller=caller)
-        return await self._created(file, flags)
+        return self._created(file, flags)
 
     async def read(
         self, nodeid: int, fh: int, buffers: Buffers, offset: int, flags: int | None = None

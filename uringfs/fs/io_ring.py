@@ -11,13 +11,14 @@ Acting as somebody else needs no thread: credentials are registered with the rin
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from uringfs.fs import syscalls
 from uringfs.fs.credentials import acting, resolved
-from uringfs.fs.io_sync import PooledFileIO, SyncFileIO
+from uringfs.fs.io_sync import PooledFileIO, SyncFileIO, openat
 from uringfs.fs.types import Buffers, Caller, Dirent, OwnedFd
 from uringfs.ring import Ring
 from uringfs.ring.uapi import Op
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 MAX_PERSONALITIES = 256
 HELPER_THREADS = 4
+SLOW_NS = 100_000
+"""What takes that long has waited for a disk: for some opens after it, nothing is waited for."""
+CAUTION = 16
 _NOT_CACHED = os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 """Flags with which openat2 knows no RESOLVE_CACHED."""
 OPCODES = frozenset(
@@ -82,6 +86,7 @@ class RingFileIO:
         self._ring = ring
         self._threads = PooledFileIO(HELPER_THREADS)
         self._here = SyncFileIO()
+        self._cautious = 0
         self.personalities = Personalities(ring)
 
     async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -99,24 +104,36 @@ class RingFileIO:
         kill_suidgid: bool = False,
     ) -> OwnedFd:
         resolve = syscalls.BENEATH if beneath else 0
-        if not flags & _NOT_CACHED and caller is None:
+        if beneath and not flags & _NOT_CACHED and caller is None:
             try:
-                return OwnedFd(
-                    syscalls.openat2(dir_fd, name, flags, 0, resolve | syscalls.RESOLVE_CACHED)
-                )
+                return OwnedFd(self._open_known(dir_fd, name, flags, resolve))
             except BlockingIOError:
                 pass  # not in the kernel's caches: looking it up may take a disk
-        elif not self._ring.is_busy:
-            return await self._here.openat(
-                dir_fd, name, flags, mode,
-                beneath=beneath, caller=caller, kill_suidgid=kill_suidgid,
-            )  # fmt: skip
+        elif not self._ring.is_busy or flags & os.O_PATH:
+            # A magic link leads to what is open already, though RESOLVE_CACHED knows none.
+            return openat(dir_fd, name, flags, mode, beneath, caller, kill_suidgid)
         personality = self.personalities.get(caller, kill_suidgid)
         return OwnedFd(
             await self._ring.openat2(
                 name, flags, mode, resolve, dir_fd=dir_fd, personality=personality
             )
         )
+
+    def _open_known(self, dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
+        """Open what is in the kernel's caches; BlockingIOError for what is not.
+
+        A name that is in none may still be quickly found, or found not to be there. So that is
+        tried as well, as long as nobody would have to wait and it has not taken long lately.
+        """
+        self._cautious = max(0, self._cautious - 1)
+        if self._cautious or self._ring.is_busy:
+            return syscalls.openat2(dir_fd, name, flags, 0, resolve | syscalls.RESOLVE_CACHED)
+        start = time.monotonic_ns()
+        try:
+            return syscalls.openat2(dir_fd, name, flags, 0, resolve)
+        finally:
+            if time.monotonic_ns() - start > SLOW_NS:
+                self._cautious = CAUTION
 
     async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
         if len(buffers) == 1:

@@ -39,7 +39,7 @@ class SyncFileIO:
         caller: Caller | None = None,
         kill_suidgid: bool = False,
     ) -> OwnedFd:
-        return await self.call(_openat, dir_fd, name, flags, mode, beneath, caller, kill_suidgid)
+        return await self.call(openat, dir_fd, name, flags, mode, beneath, caller, kill_suidgid)
 
     async def readv(self, fd: int, buffers: Buffers, offset: int) -> int:
         return await self.call(os.preadv, fd, buffers, offset)
@@ -118,7 +118,7 @@ class PooledFileIO(SyncFileIO):
         self._executor.shutdown()
 
 
-def _openat(
+def openat(
     dir_fd: int,
     name: bytes,
     flags: int,
@@ -127,6 +127,7 @@ def _openat(
     caller: Caller | None,
     kill_suidgid: bool,
 ) -> OwnedFd:
+    """FileIO.openat, in this thread."""
     opening: Callable[[], int]
     if beneath:
         opening = partial(syscalls.open_beneath, dir_fd, name, flags, mode)
