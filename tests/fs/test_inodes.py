@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
@@ -37,6 +43,25 @@ class CountingMounts(MountFds):
 
     def drop(self, handle: FileHandle) -> None:
         self.held[handle] -= 1
+
+
+class Reflection:
+    """Stands for compiled code that has been told of inodes, and answers lookups of them."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[int, ...]] = {}
+        self.counts: Counter[int] = Counter()
+
+    def enter(self, nodeid: int, *what: int) -> None:
+        assert nodeid not in self.rows
+        self.rows[nodeid] = what
+
+    def leave(self, nodeid: int) -> None:
+        self.rows.pop(nodeid, None)
+        self.counts.pop(nodeid, None)
+
+    def looked_up(self, nodeid: int) -> int:
+        return self.counts.pop(nodeid, 0)
 
 
 @dataclass
@@ -80,6 +105,7 @@ class InodeMachine(RuleBasedStateMachine):
         self.owner: dict[tuple[MountKey, int], int] = {}
         self.given = {ROOT_ID}
         self.mount_numbers: dict[MountKey, int] = {}
+        self.mirror: Reflection | None = None
         self.enter_root()
 
     def enter_root(self) -> None:
@@ -164,7 +190,22 @@ class InodeMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def look_up_often(self, data: st.DataObject) -> None:
         nodeid = data.draw(st.sampled_from([*self.known]), "nodeid")
-        self.map.get(nodeid).lookups = self.known[nodeid].lookups = MAX_LOOKUPS - 1
+        inode = self.map.get(nodeid)
+        self.map.lookups_of(inode)
+        inode.lookups = self.known[nodeid].lookups = MAX_LOOKUPS - 1
+
+    @rule()
+    def reflect(self) -> None:
+        self.mirror = Reflection() if self.mirror is None else None
+        self.map.reflect(self.mirror)
+
+    @precondition(lambda self: self.mirror is not None and self.mirror.rows)
+    @rule(data=st.data(), times=st.integers(1, 3))
+    def look_up_past_the_map(self, data: st.DataObject, times: int) -> None:
+        assert self.mirror is not None
+        nodeid = data.draw(st.sampled_from([*self.mirror.rows]), "nodeid")
+        self.mirror.counts[nodeid] += times
+        self.known[nodeid].lookups = min(MAX_LOOKUPS, self.known[nodeid].lookups + times)
 
     @rule()
     def clear(self) -> None:
@@ -177,11 +218,23 @@ class InodeMachine(RuleBasedStateMachine):
         self.owner.clear()
         self.enter_root()
 
-    @invariant()
-    def knows_what_the_model_knows(self) -> None:
-        assert {inode.nodeid: inode.lookups for inode in self.map} == {
+    @rule()
+    def count(self) -> None:
+        assert {inode.nodeid: self.map.lookups_of(inode) for inode in self.map} == {
             nodeid: known.lookups for nodeid, known in self.known.items()
         }
+
+    @invariant()
+    def is_mirrored(self) -> None:
+        if self.mirror is not None:
+            assert self.mirror.rows == {
+                each.nodeid: (each.file.fd, each.ino, *each.ids)
+                for each in self.map
+                if isinstance(each.file, OwnedFd)
+            }
+
+    @invariant()
+    def knows_what_the_model_knows(self) -> None:
         assert len(self.map) == len(self.known)
         for nodeid in self.given | set(range(2, 6)):
             if nodeid in self.known:

@@ -134,7 +134,8 @@ class Core:
     def lookups(self) -> dict[int, int]:
         """How often the kernel has looked up what it knows, by node id, without the root."""
         root = self.inodes.root_id
-        return {each.nodeid: each.lookups for each in self.inodes if each.nodeid != root}
+        count = self.inodes.lookups_of
+        return {each.nodeid: count(each) for each in self.inodes if each.nodeid != root}
 
     def drop_handle(self, nodeid: int, fh: int) -> None:
         """Close an open file, if it is one."""
@@ -178,6 +179,11 @@ class Core:
     def when_crowded(self, ask_to_forget: Callable[[list[int]], None]) -> None:
         """Have node ids told that the kernel may be asked to forget, as they become too many."""
         self.inodes.crowded = ask_to_forget
+
+    @property
+    def proc_self_fd(self) -> int:
+        """A descriptor of /proc/self/fd."""
+        return self._proc_self_fd.fd
 
     def keep_fds(self) -> list[int]:
         """Descriptors that a live upgrade has to hand on."""

@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Protocol
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
@@ -72,6 +73,19 @@ class OnMount(dict[int, Inode]):
         self.key = key
 
 
+class Mirror(Protocol):
+    """Compiled code that knows the inodes too, as far as they are held by descriptor, and counts
+    lookups of them that it answers."""
+
+    def enter(self, nodeid: int, fd: int, ino: int, major: int, minor: int, mount: int) -> None: ...
+
+    def leave(self, nodeid: int) -> None:
+        """Before the descriptor is closed."""
+
+    def looked_up(self, nodeid: int) -> int:
+        """How often since this was last asked."""
+
+
 class InodeMap:
     """The inodes the kernel knows, by node id, by identity and by file handle."""
 
@@ -98,6 +112,7 @@ class InodeMap:
         self._next_nodeid = self.root_id + 1
         self.remembered: Remembered | None = None
         """What is kept of inodes that were forgotten, if anything is."""
+        self._mirror: Mirror | None = None
         self.numbered = False
         """Whether clients see :meth:`number` as inode numbers; see :meth:`prefer_ino`."""
         if base:
@@ -118,6 +133,25 @@ class InodeMap:
         if inode is None:
             raise OSError(errno.EBADF, f"unknown node id {nodeid}")
         return inode
+
+    def lookups_of(self, inode: Inode) -> int:
+        """How often the kernel has looked it up, and not taken that back."""
+        if self._mirror is not None:
+            times = self._mirror.looked_up(inode.nodeid)
+            inode.lookups = min(MAX_LOOKUPS, inode.lookups + times)
+        return inode.lookups
+
+    def reflect(self, mirror: Mirror | None) -> None:
+        """Keep a mirror up to date from now on, an empty one; None: none any more."""
+        for inode in self:
+            self.lookups_of(inode)
+        self._mirror = mirror
+        for inode in self:
+            self._show(inode)
+
+    def _show(self, inode: Inode) -> None:
+        if self._mirror is not None and isinstance(inode.file, OwnedFd):
+            self._mirror.enter(inode.nodeid, inode.file.fd, inode.ino, *inode.ids)
 
     def mounts(self) -> Iterator[OnMount]:
         """The inodes of each mount."""
@@ -188,7 +222,8 @@ class InodeMap:
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
             return
-        inode.lookups = max(0 if nodeid != self.root_id else ROOT_LOOKUPS, inode.lookups - count)
+        left = self.lookups_of(inode) - count
+        inode.lookups = max(0 if nodeid != self.root_id else ROOT_LOOKUPS, left)
         if inode.lookups == 0:
             self._remove(inode)
 
@@ -201,7 +236,7 @@ class InodeMap:
 
     def is_idle(self) -> bool:
         """Whether the kernel knows nothing of it any more, not even the root."""
-        return len(self) == 1 and self.get(self.root_id).lookups == ROOT_LOOKUPS
+        return len(self) == 1 and self.lookups_of(self.get(self.root_id)) == ROOT_LOOKUPS
 
     def clear(self) -> None:
         """Forget every inode, the root as well."""
@@ -266,6 +301,9 @@ class InodeMap:
 
     def _give_up(self, inode: Inode, handle: FileHandle) -> None:
         """Whoever works with the descriptor holds it himself (OwnedFd)."""
+        if self._mirror is not None:
+            self.lookups_of(inode)
+            self._mirror.leave(inode.nodeid)
         inode.file = handle
         self._by_handle[handle] = inode
         self._mount_fds.hold(handle)
@@ -316,6 +354,7 @@ class InodeMap:
         mode = self._modes.setdefault(mode, mode)
         inode = Inode(nodeid, file, mount, ino, mode)
         self._by_nodeid[nodeid] = mount[ino] = inode
+        self._show(inode)
         if isinstance(file, bytes):
             self._by_handle[file] = inode
             self._mount_fds.hold(file)
@@ -323,6 +362,8 @@ class InodeMap:
 
     def _remove(self, inode: Inode) -> None:
         del self._by_nodeid[inode.nodeid]
+        if self._mirror is not None:
+            self._mirror.leave(inode.nodeid)
         mount = inode.mount
         if mount.get(inode.ino) is inode:
             del mount[inode.ino]

@@ -40,7 +40,8 @@ def save(fs: PassthroughFs) -> bytes:
             log.warning("node id %d cannot be taken along: %s", inode.nodeid, exc.strerror)
             lost += 1
             continue
-        inodes.append((inode.nodeid, inode.lookups, inode.mode, os.fsdecode(path)))
+        lookups = fs.inodes.lookups_of(inode)
+        inodes.append((inode.nodeid, lookups, inode.mode, os.fsdecode(path)))
     handles = [(handle.fh, handle.nodeid, handle.flags) for handle in fs.handles]
     state = {"version": VERSION, "inodes": inodes, "handles": handles, "lost": lost}
     return json.dumps(state).encode()

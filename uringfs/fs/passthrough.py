@@ -20,3 +20,16 @@ class PassthroughFs(NameOps, AttrOps, FileOps, LockOps, IoctlOps):
     ``io`` may be set to another back end at any time: requests under way finish on the old one,
     and both work on the same inodes and handles.
     """
+
+    def is_plain(self, *operations: str) -> bool:
+        """Whether no layer alters these operations, and clients see attributes as statx(2) does.
+
+        Then compiled code may do them, on inodes that it is told of (``InodeMap.reflect``).
+        """
+        features, config = self.features, self.config
+        if features.submounts or (features.perfile_dax and config.dax_file_size is not None):
+            return False
+        own, plain = type(self), PassthroughFs
+        return not self.inodes.numbered and all(
+            getattr(own, name) is getattr(plain, name) for name in operations
+        )

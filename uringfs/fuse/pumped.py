@@ -1,6 +1,7 @@
 """The native session's fast road: the ring's pump reads the device, Python answers the rest.
 
-READ, WRITE, FSYNC and FLUSH on open files never get here. What does get here is dispatched from
+READ, WRITE, FSYNC and FLUSH on open files never get here, nor do LOOKUP and GETATTR of inodes that
+the kernel knows. What does get here is dispatched from
 the pump's own slot, and its reply goes out with the ring's next submission.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fuse import replies
-from uringfs.fuse.abi import OUT_HEADER, InitFlags
+from uringfs.fuse.abi import OUT_HEADER, InitFlags, split_timeout
 from uringfs.fuse.channel import clone_device
 from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.request import Reply, Request
@@ -145,6 +146,7 @@ class PumpedDevice:
         """The kernel has been answered: go by what was agreed on."""
         for pump in self.pumps:
             pump.configure(flag_mask=flags_asked(self._fs))
+        self._know_nodes()
         agreement = self._dispatcher.agreement
         if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:
             self.pump.register()
@@ -155,6 +157,20 @@ class PumpedDevice:
                 lane.start()
         except OSError as exc:
             log.error("going on with fewer lanes: %s", exc.strerror)
+
+    def _know_nodes(self) -> None:
+        """With a journal every lookup that is answered has to be noted there: in Python."""
+        fs = self._fs
+        if not fs.is_plain("getattr"):
+            return
+        entry, attr = zip(fs.config.file_timeouts, fs.config.dir_timeouts, strict=True)
+        nodes = self.pump.know_nodes(
+            looks_up=fs.is_plain("lookup") and self._dispatcher.journal is None,
+            proc_self_fd=fs.proc_self_fd if fs.is_plain("setattr") else -1,
+            entry_valid=(split_timeout(entry[0]), split_timeout(entry[1])),
+            attr_valid=(split_timeout(attr[0]), split_timeout(attr[1])),
+        )
+        fs.inodes.reflect(nodes)
 
     def _request(self, number: int, index: int, length: int) -> None:
         slots = self._slots[number]
@@ -200,6 +216,7 @@ class PumpedDevice:
         await self.lanes.close(CLOSE_GRACE_S)
         for channel in self._channels:
             os.close(channel.device)
+        self._fs.inodes.reflect(None)
         self._fs.handles.before_close = lambda: None
         self._fs.handles.when_unseen = lambda done: done()
         self._dispatcher.interrupt_elsewhere = None

@@ -234,6 +234,8 @@ class DevSession:
         self._meter.attach(*pumped.pumps)
         pumped.start()
         self._dispatcher.over_io_uring = self._queues > 0
+        if self._live is None:
+            pumped.negotiated()
         return pumped
 
     def _end(self, fault: OSError | None = None) -> None:

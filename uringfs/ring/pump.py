@@ -15,6 +15,7 @@ from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
 from uringfs.ring.files import FileTable
 from uringfs.ring.mover import Mover
+from uringfs.ring.nodes import Nodes, Valid
 from uringfs.ring.uapi import Op, Setup
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,20 @@ class Pump(Mover):
         """
         self._check(lib.uf_pump_register(self._state, self._queues))
         self._ring.kick()
+
+    def know_nodes(
+        self,
+        *,
+        looks_up: bool,
+        proc_self_fd: int,
+        entry_valid: tuple[Valid, Valid],
+        attr_valid: tuple[Valid, Valid],
+    ) -> Nodes:
+        """A table of inodes, by which LOOKUP, GETATTR, SETATTR are answered here; see `Nodes`."""
+        return Nodes(
+            self._state, looks_up=looks_up, proc_self_fd=proc_self_fd,
+            entry_valid=entry_valid, attr_valid=attr_valid,
+        )  # fmt: skip
 
     def _refused(self, _user_data: int, res: int) -> None:
         if not self._was_refused:

@@ -31,6 +31,7 @@ struct uf_pump {
     uint32_t fixed_base;
     bool fast;
     struct uf_handles handles;
+    struct uf_nodes nodes;
     uint32_t first_entry;
     uint32_t queues;
     uint32_t entries;

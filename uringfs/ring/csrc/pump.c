@@ -6,8 +6,8 @@
  * two entries: the transfer on the backing file, and behind it the reply, written before it is
  * known whether the transfer will succeed. If it does, in full, the kernel goes on to the reply by
  * itself and only the reply posts a completion. If not, the chain breaks, the transfer posts its
- * result, and the right reply is written then. FSYNC, FLUSH and READDIR are served too; everything
- * else goes to Python.
+ * result, and the right reply is written then. FSYNC, FLUSH and READDIR are served too, LOOKUP,
+ * GETATTR and SETATTR as far as nodes.c knows the inodes; everything else goes to Python.
  *
  * A slot is one page and then the data: a request is read to the end of that page, so that what
  * follows the 80 bytes of a WRITE's headers is page-aligned, as O_DIRECT wants it.
@@ -369,6 +369,66 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
     return true;
 }
 
+/* `length` as uf_look_up() and its like tell it, of the body that they have put to its place. */
+static bool answer_body(struct uf_pump *p, uint32_t slot, int length)
+{
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
+    struct uf_slot *s = &p->slots[slot];
+    if (!length)
+        return false;
+    p->fast_requests[s->opcode]++;
+    if (length < 0) {
+        send_error(p, slot, length, UF_SLOT_REPLY);
+        return true;
+    }
+    fill_header(out, s->unique, (uint32_t)sizeof(*out) + (uint32_t)length, 0);
+    send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
+    return true;
+}
+
+static void *reply_body(struct uf_pump *p, uint32_t slot)
+{
+    return uf_slot_base(p, slot) + sizeof(struct fuse_out_header);
+}
+
+static bool answer_lookup(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                          const char *name)
+{
+    size_t length = in->len - sizeof(*in);
+    if (!length || memchr(name, 0, length) != name + length - 1)
+        return false;
+    bool alone = !p->ring->transfers;
+    return answer_body(p, slot, uf_look_up(&p->nodes, in->nodeid, name, alone, reply_body(p, slot)));
+}
+
+static bool answer_getattr(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                           const void *body)
+{
+    struct fuse_getattr_in arg;
+    memcpy(&arg, body, sizeof(arg));
+    if (in->len != sizeof(*in) + sizeof(arg))
+        return false;
+    struct uf_handle *h = NULL;
+    if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
+        h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
+        if (!h)
+            return false;
+    }
+    int fd = h ? h->fd : -1;
+    return answer_body(p, slot, uf_get_attr(&p->nodes, in->nodeid, fd, reply_body(p, slot)));
+}
+
+/* Nobody is known by -1, which would mean "leave it" to chown(2): Python says what comes of it. */
+static bool answer_setattr(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                           const void *body)
+{
+    struct fuse_setattr_in arg;
+    memcpy(&arg, body, sizeof(arg));
+    if (in->len != sizeof(*in) + sizeof(arg) || in->uid == UINT32_MAX || in->gid == UINT32_MAX)
+        return false;
+    return answer_body(p, slot, uf_set_attr(&p->nodes, in->nodeid, &arg, reply_body(p, slot)));
+}
+
 /* True if the request is under way; false leaves it to Python, malformed ones too. What is checked
  * is read once, into a copy: the reply to a READ is written over the end of its own request. */
 static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
@@ -398,6 +458,12 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
         return answer_flush(p, slot, &in, message + sizeof(in));
     case FUSE_READDIR:
         return answer_readdir(p, slot, &in, message + sizeof(in));
+    case FUSE_LOOKUP:
+        return answer_lookup(p, slot, &in, (const char *)message + sizeof(in));
+    case FUSE_GETATTR:
+        return answer_getattr(p, slot, &in, message + sizeof(in));
+    case FUSE_SETATTR:
+        return answer_setattr(p, slot, &in, message + sizeof(in));
     default:
         return false;
     }
@@ -676,6 +742,10 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
     if (length >= sizeof(struct fuse_out_header))
         note_reply(&p->slots[slot], uf_slot_base(p, slot) + offset, length);
     send_reply(p, slot, uf_slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
+    /* Python comes back here only by way of its event loop. Where little goes on, the client need
+     * not wait for that; else one submission is for all. */
+    if (p->ring->last_batch <= UF_FEW)
+        uf_flush(p->ring);
     return 0;
 }
 
@@ -751,6 +821,7 @@ void uf_pump_close(struct uf_pump *p)
     free(p->slots);
     free(p->spare);
     free(p->iovecs);
+    uf_nodes_clear(&p->nodes);
     p->free_ring = NULL;
     p->iovecs = NULL;
     p->slots = NULL;

@@ -5,6 +5,7 @@
 
 #include "handle.h"
 #include "meter.h"
+#include "nodes.h"
 
 /* Completions that reach Python: a request it has to answer (user_data: slot, res: bytes), or
  * UF_NO_SLOT and the errno that ended the device. */
@@ -57,6 +58,7 @@ struct uf_pump {
     bool apart;              /* its thread is a lane's, and not the one that fills the table */
     bool fast;               /* false: Python answers everything (--no-async-io) */
     struct uf_handles handles;
+    struct uf_nodes nodes;
 
     /* FUSE over io_uring, see entry.c. Without it first_entry is slot_count. */
     uint32_t first_entry;

@@ -1,0 +1,269 @@
+"""The pump's table of inodes: what it answers by itself, and what it leaves to Python."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ring.device import NODE, Answer, Device, listening
+from tests.ring.drives import Drive
+from uringfs.fs.syscalls import AT_FDCWD, AT_SYMLINK_NOFOLLOW, statx
+from uringfs.fs.types import Entry, OwnedFd
+from uringfs.fuse import abi
+from uringfs.fuse.abi import Opcode
+from uringfs.ring import Ring
+from uringfs.ring.nodes import Nodes
+
+FILE, DIRECTORY = 7, 1 << 40
+ENTRY_VALID = (1, 500_000_000), (2, 0)
+ATTR_VALID = (3, 0), (4, 250_000_000)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_bytes(b"data")
+    os.chown(tmp_path / "file", 12, 34)
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "new").touch()
+    (tmp_path / "sub").mkdir()
+    return tmp_path
+
+
+class Known:
+    """Inodes that are entered as the file system enters them."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self._files: dict[int, OwnedFd] = {}
+
+    def enter(self, nodeid: int, path: Path) -> None:
+        file = OwnedFd(os.open(path, os.O_PATH | os.O_NOFOLLOW))
+        attr = statx(file.fd)
+        self.nodes.enter(nodeid, file.fd, attr.ino, attr.dev_major, attr.dev_minor, attr.mnt_id)
+        self._files[nodeid] = file
+
+
+@contextmanager
+def known(
+    device: Device, tree: Path, *, looks_up: bool = True, changes: bool = True
+) -> Iterator[Known]:
+    """The directory as NODE, and in it ``file``, ``link``, ``fifo`` and ``sub``."""
+    proc_self_fd = os.open("/proc/self/fd", os.O_PATH)
+    nodes = device.pump.know_nodes(
+        looks_up=looks_up, proc_self_fd=proc_self_fd if changes else -1,
+        entry_valid=ENTRY_VALID, attr_valid=ATTR_VALID,
+    )  # fmt: skip
+    known = Known(nodes)
+    known.enter(NODE, tree)
+    for number, name in enumerate(("file", "link", "fifo")):
+        known.enter(FILE + number, tree / name)
+    known.enter(DIRECTORY, tree / "sub")
+    yield known
+    os.close(proc_self_fd)
+
+
+def entry(nodeid: int, path: Path) -> Answer:
+    attr = statx(AT_FDCWD, os.fsencode(path), AT_SYMLINK_NOFOLLOW)
+    kind = stat.S_ISDIR(attr.mode)
+    fields = [*abi.entry_fields(Entry(nodeid, 0, attr, 0, 0.0, 0.0))]
+    fields[2:6] = (
+        ENTRY_VALID[kind][0],
+        ATTR_VALID[kind][0],
+        ENTRY_VALID[kind][1],
+        ATTR_VALID[kind][1],
+    )
+    return Answer(0, abi.ENTRY_OUT.pack(*fields))
+
+
+def attributes(path: Path) -> Answer:
+    attr = statx(AT_FDCWD, os.fsencode(path), AT_SYMLINK_NOFOLLOW)
+    valid = ATTR_VALID[stat.S_ISDIR(attr.mode)]
+    return Answer(0, abi.ATTR_OUT.pack(*valid, *abi.attr_fields(attr, 0)))
+
+
+async def look_up(device: Device, name: bytes, parent: int = NODE) -> Answer:
+    return await device.call(Opcode.LOOKUP, name + b"\0", nodeid=parent)
+
+
+async def get_attr(device: Device, nodeid: int, fh: int = 0) -> Answer:
+    flags = abi.FUSE_GETATTR_FH if fh else 0
+    return await device.call(Opcode.GETATTR, abi.GETATTR_IN.pack(flags, fh), nodeid=nodeid)
+
+
+async def set_attr(device: Device, nodeid: int, valid: int, **fields: int) -> Answer:
+    names = ("atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec", "mode", "uid", "gid")
+    values = (fields.get(name, 0) for name in names)
+    body = abi.SETATTR_IN.pack(valid, 0, 0, 0, *values)
+    return await device.call(Opcode.SETATTR, body, nodeid=nodeid)
+
+
+def test_what_is_known_is_answered_and_counted(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree) as table:
+                for nodeid, name in ((FILE, "file"), (FILE + 1, "link"), (FILE + 2, "fifo"),
+                                     (DIRECTORY, "sub"), (FILE, "file")):  # fmt: skip
+                    expected = entry(nodeid, tree / name)
+                    assert await look_up(device, os.fsencode(name)) == expected
+                assert await look_up(device, b"gone") == Answer(errno.ENOENT, b"")
+                assert await look_up(device, b"x" * 255) == Answer(errno.ENOENT, b"")
+                assert [table.nodes.looked_up(FILE + n) for n in range(3)] == [2, 1, 1]
+                assert table.nodes.looked_up(FILE) == 0
+                for nodeid, name in ((FILE, "file"), (NODE, "."), (DIRECTORY, "sub")):
+                    assert await get_attr(device, nodeid) == attributes(tree / name)
+                assert device.seen == []
+                assert device.pump.stats()["fast"] == {Opcode.LOOKUP: 7, Opcode.GETATTR: 3}
+                assert device.pump.stats()["failed"] == {Opcode.LOOKUP: 2}
+
+    drive(main)
+
+
+def test_an_open_file_tells_its_own_attributes(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                fh = device.open(tree / "new")
+                assert await get_attr(device, NODE, fh) == attributes(tree / "new")
+                assert (await get_attr(device, FILE, fh)).error == errno.ENOSYS
+                assert device.seen == [Opcode.GETATTR]
+
+    drive(main)
+
+
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        (b"new", NODE), (b".", NODE), (b"..", DIRECTORY), (b"sub/..", NODE), (b"/etc", NODE),
+        (b"", NODE), (b"file", 12345), (b"file", FILE), (b"a\0b", NODE), (b"x" * 256, NODE),
+    ],
+)  # fmt: skip
+def test_the_rest_is_left_to_python(drive: Drive, tree: Path, name: bytes, parent: int) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                assert (await look_up(device, name, parent)).error == errno.ENOSYS
+                assert device.seen == [Opcode.LOOKUP]
+
+    drive(main)
+
+
+@pytest.mark.parametrize("body", [b"", b"file"])
+def test_a_name_without_its_end_is_left_to_python(drive: Drive, tree: Path, body: bytes) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                assert (await device.call(Opcode.LOOKUP, body)).error == errno.ENOSYS
+                assert (await device.call(Opcode.GETATTR, body)).error == errno.ENOSYS
+
+    drive(main)
+
+
+def test_a_table_that_looks_nothing_up(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree, looks_up=False):
+                assert (await look_up(device, b"file")).error == errno.ENOSYS
+                assert (await get_attr(device, FILE)).error == 0
+                assert device.seen == [Opcode.LOOKUP]
+
+    drive(main)
+
+
+def test_nothing_is_answered_where_python_is_to_answer_all(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                device.pump.fast = False
+                assert (await look_up(device, b"file")).error == errno.ENOSYS
+                assert (await get_attr(device, FILE)).error == errno.ENOSYS
+
+    drive(main)
+
+
+@pytest.mark.parametrize("name", ["file", "link", "fifo"])
+def test_attributes_are_changed(drive: Drive, tree: Path, name: str) -> None:
+    nodeid, path = FILE + ["file", "link", "fifo"].index(name), tree / name
+
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                both = {"atime": -5, "atimensec": 6, "mtime": 7, "mtimensec": 8}
+                answer = await set_attr(device, nodeid, abi.FATTR_UID, uid=77, gid=1)
+                assert answer == attributes(path)
+                await set_attr(device, nodeid, abi.FATTR_GID, uid=1, gid=88)
+                await set_attr(device, nodeid, abi.FATTR_ATIME | abi.FATTR_MTIME, **both)
+                now = path.lstat()
+                assert (now.st_uid, now.st_gid) == (77, 88)
+                assert (now.st_atime_ns, now.st_mtime_ns) == (-5 * 10**9 + 6, 7 * 10**9 + 8)
+                await set_attr(device, nodeid, abi.FATTR_MTIME | abi.FATTR_MTIME_NOW, **both)
+                assert path.lstat().st_atime_ns == now.st_atime_ns
+                assert path.lstat().st_mtime_ns > now.st_mtime_ns
+                answer = await set_attr(device, nodeid, abi.FATTR_MODE, mode=0o104751)
+                if name == "link":
+                    assert answer.error == errno.EOPNOTSUPP
+                else:
+                    assert answer == attributes(path)
+                    assert stat.S_IMODE(path.stat().st_mode) == 0o4751
+                assert device.seen == []
+
+    drive(main)
+
+
+def test_what_of_attributes_is_left_to_python(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                size = abi.FATTR_SIZE | abi.FATTR_MODE
+                for nodeid, valid in ((FILE, size), (12345, abi.FATTR_MODE)):
+                    assert (await set_attr(device, nodeid, valid)).error == errno.ENOSYS
+                assert (await device.call(Opcode.SETATTR, b"short")).error == errno.ENOSYS
+            with known(device, tree, changes=False):
+                assert (await set_attr(device, FILE, abi.FATTR_MODE)).error == errno.ENOSYS
+            assert (tree / "file").stat().st_mode == stat.S_IFREG | 0o644
+
+    drive(main)
+
+
+def test_a_name_that_came_to_mean_another_file(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree) as table:
+                os.rename(tree / "new", tree / "file")
+                assert (await look_up(device, b"file")).error == errno.ENOSYS
+                assert table.nodes.looked_up(FILE) == 0
+                assert (await get_attr(device, FILE)).error == 0, "it is open, and has no name"
+
+    drive(main)
+
+
+def test_thousands_of_inodes_come_and_go(drive: Drive, tree: Path) -> None:
+    """Against a model: rows are used again, and the table grows."""
+    dice = random.Random(1)
+
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree) as table:
+                there: set[int] = set()
+                for nodeid in range(100, 5100):
+                    # Inode numbers that many have: of other mounts, of which nothing is looked up.
+                    table.nodes.enter(nodeid, -1, nodeid % 50, 0, 0, nodeid)
+                    there.add(nodeid)
+                    if dice.random() < 0.5:
+                        table.nodes.leave(gone := dice.choice([*there]))
+                        there.discard(gone)
+                    if nodeid % 100 == 0:
+                        assert await look_up(device, b"file") == entry(FILE, tree / "file")
+                for nodeid in dice.sample(range(100, 5100), 200):
+                    error = (await get_attr(device, nodeid)).error
+                    assert error == (errno.EBADF if nodeid in there else errno.ENOSYS)
+                assert table.nodes.looked_up(FILE) == 50
+
+    drive(main)

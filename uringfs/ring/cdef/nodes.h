@@ -1,0 +1,20 @@
+/* What Python sees of csrc/nodes.c: read before pump.h, which has it within. */
+
+struct uf_valid {
+    uint64_t seconds[...];
+    uint32_t nanoseconds[...];
+};
+
+struct uf_nodes {
+    bool looks_up;
+    int proc_self_fd;
+    struct uf_valid entry;
+    struct uf_valid attr;
+    ...;
+};
+
+int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, uint32_t dev_major,
+                   uint32_t dev_minor, uint64_t mnt_id);
+void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid);
+uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid);
+void uf_nodes_clear(struct uf_nodes *t);

@@ -1,0 +1,311 @@
+/* Metadata without Python, as far as there is nothing to decide: the attributes of an inode that the
+ * client knows, changes of them but for the size, and a name that leads to such an inode, or to
+ * nothing.
+ *
+ * What is new to the client, and what would keep others waiting for a disk, is left to Python, which
+ * enters it here. A row stands for a file that is open, so its inode number cannot have come
+ * to mean another. */
+#include "nodes.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20 /* Linux 5.12 */
+#endif
+#ifndef STATX_MNT_ID
+#define STATX_MNT_ID 0x1000u
+#endif
+#define UF_STATX_MASK (STATX_BASIC_STATS | STATX_MNT_ID)
+#define UF_LEAST_ROOM 1024u
+#define UF_SLOW_NS 100000u /* what takes that long has waited for something */
+#define UF_CAUTION 16u    /* lookups */
+
+/* linux/stat.h and sys/stat.h cannot both be had; glibc's struct statx may lack the mount id. */
+struct statx_of_5_8 {
+    uint32_t mask, blksize;
+    uint64_t attributes;
+    uint32_t nlink, uid, gid;
+    uint16_t mode, padding;
+    uint64_t ino, size, blocks, attributes_mask;
+    struct { int64_t sec; uint32_t nsec; int32_t padding; } atime, btime, ctime, mtime;
+    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    uint64_t mnt_id, reserved[13];
+};
+_Static_assert(sizeof(struct statx_of_5_8) == 256, "struct statx of linux/stat.h");
+
+/* -- the table -------------------------------------------------------------------------------- */
+
+static uint32_t mixed(uint64_t key)
+{
+    return (uint32_t)(key * 0x9e3779b97f4a7c15u >> 32);
+}
+
+static uint32_t *nodeid_head(const struct uf_nodes *t, uint64_t nodeid)
+{
+    return &t->by_nodeid[mixed(nodeid) & (t->room - 1)];
+}
+
+static uint32_t *file_head(const struct uf_nodes *t, uint64_t ino, uint64_t mnt_id)
+{
+    return &t->by_file[mixed(ino ^ mnt_id << 48) & (t->room - 1)];
+}
+
+static void chain_up(struct uf_nodes *t, uint32_t row)
+{
+    struct uf_node *n = &t->rows[row];
+    uint32_t *head = nodeid_head(t, n->nodeid);
+    n->next_by_nodeid = *head;
+    *head = row;
+    head = file_head(t, n->ino, n->mnt_id);
+    n->next_by_file = *head;
+    *head = row;
+}
+
+/* Called when every row is in use. */
+static int grow(struct uf_nodes *t)
+{
+    uint32_t room = t->room ? t->room * 2 : UF_LEAST_ROOM;
+    struct uf_node *rows = room ? realloc(t->rows, room * sizeof(*rows)) : NULL;
+    if (!rows)
+        return -ENOMEM;
+    t->rows = rows;
+    uint32_t *heads = calloc(2 * (size_t)room, sizeof(*heads));
+    if (!heads)
+        return -ENOMEM;
+    free(t->by_nodeid);
+    t->by_nodeid = heads;
+    t->by_file = heads + room;
+    t->room = room;
+    for (uint32_t row = 1; row < t->used; row++)
+        chain_up(t, row);
+    return 0;
+}
+
+struct uf_node *uf_find_node(const struct uf_nodes *t, uint64_t nodeid)
+{
+    uint32_t row = t->room ? *nodeid_head(t, nodeid) : 0;
+    while (row && t->rows[row].nodeid != nodeid)
+        row = t->rows[row].next_by_nodeid;
+    return row ? &t->rows[row] : NULL;
+}
+
+static struct uf_node *find_file(const struct uf_nodes *t, const struct statx_of_5_8 *st)
+{
+    uint32_t row = t->room ? *file_head(t, st->ino, st->mnt_id) : 0;
+    for (; row; row = t->rows[row].next_by_file) {
+        struct uf_node *n = &t->rows[row];
+        if (n->ino == st->ino && n->mnt_id == st->mnt_id && n->dev_major == st->dev_major &&
+            n->dev_minor == st->dev_minor)
+            return n;
+    }
+    return NULL;
+}
+
+int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, uint32_t dev_major,
+                   uint32_t dev_minor, uint64_t mnt_id)
+{
+    uint32_t row = t->free;
+    if (row) {
+        t->free = t->rows[row].next_by_nodeid;
+    } else {
+        if (t->used == t->room && grow(t) < 0)
+            return -ENOMEM;
+        t->used += !t->used;
+        row = t->used++;
+    }
+    t->rows[row] = (struct uf_node){.nodeid = nodeid, .ino = ino, .mnt_id = mnt_id,
+                                    .dev_major = dev_major, .dev_minor = dev_minor, .fd = fd};
+    chain_up(t, row);
+    return 0;
+}
+
+void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
+{
+    struct uf_node *n = uf_find_node(t, nodeid);
+    if (!n)
+        return;
+    uint32_t row = (uint32_t)(n - t->rows), *at = nodeid_head(t, nodeid);
+    while (*at != row)
+        at = &t->rows[*at].next_by_nodeid;
+    *at = n->next_by_nodeid;
+    at = file_head(t, n->ino, n->mnt_id);
+    while (*at != row)
+        at = &t->rows[*at].next_by_file;
+    *at = n->next_by_file;
+    n->next_by_nodeid = t->free;
+    t->free = row;
+}
+
+uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid)
+{
+    struct uf_node *n = uf_find_node(t, nodeid);
+    uint32_t times = n ? n->looked_up : 0;
+    if (n)
+        n->looked_up = 0;
+    return times;
+}
+
+void uf_nodes_clear(struct uf_nodes *t)
+{
+    free(t->rows);
+    free(t->by_nodeid);
+    t->rows = NULL;
+    t->by_nodeid = t->by_file = NULL;
+    t->room = t->used = t->free = 0;
+}
+
+/* -- answers ---------------------------------------------------------------------------------- */
+
+static int stat_of(int fd, struct statx_of_5_8 *st)
+{
+    long rc = syscall(__NR_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, UF_STATX_MASK, st);
+    return rc < 0 ? -errno : 0;
+}
+
+/* As the kernel's new_encode_dev(). */
+static uint32_t encode_dev(uint32_t major, uint32_t minor)
+{
+    return (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12;
+}
+
+static struct fuse_attr attr_of(const struct statx_of_5_8 *st)
+{
+    return (struct fuse_attr){
+        .ino = st->ino,
+        .size = st->size,
+        .blocks = st->blocks,
+        .atime = (uint64_t)st->atime.sec,
+        .mtime = (uint64_t)st->mtime.sec,
+        .ctime = (uint64_t)st->ctime.sec,
+        .atimensec = st->atime.nsec,
+        .mtimensec = st->mtime.nsec,
+        .ctimensec = st->ctime.nsec,
+        .mode = st->mode,
+        .nlink = st->nlink,
+        .uid = st->uid,
+        .gid = st->gid,
+        .rdev = encode_dev(st->rdev_major, st->rdev_minor),
+        .blksize = st->blksize,
+    };
+}
+
+static bool is_plain_name(const char *name)
+{
+    return *name && !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");
+}
+
+static int open_path(int dir_fd, const char *name, uint64_t resolve)
+{
+    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+                           .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | resolve};
+    long fd = syscall(__NR_openat2, dir_fd, name, &how, sizeof(how));
+    return fd < 0 ? -errno : (int)fd;
+}
+
+/* The file under a name: an O_PATH descriptor or -errno, EAGAIN if it may take a disk to tell.
+ *
+ * A name that is not in the kernel's caches may be one that nobody has made yet, of a directory in
+ * memory, or one on a disk. While others would have to wait for that, and for some time after one
+ * took long, only the caches are asked. */
+static int find_name(struct uf_nodes *t, int dir_fd, const char *name, bool alone)
+{
+    if (t->cautious)
+        t->cautious--;
+    if (!alone || t->cautious)
+        return open_path(dir_fd, name, RESOLVE_CACHED);
+    uint64_t start = uf_clock_ns();
+    int fd = open_path(dir_fd, name, 0);
+    if (uf_clock_ns() - start > UF_SLOW_NS)
+        t->cautious = UF_CAUTION;
+    return fd;
+}
+
+int uf_look_up(struct uf_nodes *t, uint64_t parent, const char *name, bool alone, void *body)
+{
+    struct uf_node *directory = t->looks_up ? uf_find_node(t, parent) : NULL;
+    if (!directory || !is_plain_name(name))
+        return 0;
+    int fd = find_name(t, directory->fd, name, alone);
+    if (fd < 0)
+        return fd == -ENOENT ? fd : 0;
+    struct statx_of_5_8 st;
+    int rc = stat_of(fd, &st);
+    close(fd);
+    struct uf_node *n = rc < 0 ? NULL : find_file(t, &st);
+    if (!n || n->looked_up == UINT32_MAX)
+        return 0;
+    n->looked_up++;
+    int kind = S_ISDIR(st.mode);
+    struct fuse_entry_out out = {
+        .nodeid = n->nodeid,
+        .entry_valid = t->entry.seconds[kind],
+        .entry_valid_nsec = t->entry.nanoseconds[kind],
+        .attr_valid = t->attr.seconds[kind],
+        .attr_valid_nsec = t->attr.nanoseconds[kind],
+        .attr = attr_of(&st),
+    };
+    memcpy(body, &out, sizeof(out));
+    return (int)sizeof(out);
+}
+
+int uf_get_attr(const struct uf_nodes *t, uint64_t nodeid, int fd, void *body)
+{
+    struct uf_node *n = uf_find_node(t, nodeid);
+    if (!n)
+        return 0;
+    struct statx_of_5_8 st;
+    int rc = stat_of(fd < 0 ? n->fd : fd, &st);
+    if (rc < 0)
+        return rc;
+    int kind = S_ISDIR(st.mode);
+    struct fuse_attr_out out = {.attr_valid = t->attr.seconds[kind],
+                                .attr_valid_nsec = t->attr.nanoseconds[kind],
+                                .attr = attr_of(&st)};
+    memcpy(body, &out, sizeof(out));
+    return (int)sizeof(out);
+}
+
+/* chmod(2), chown(2), utimensat(2), in that order: 0 or -errno. By way of /proc, which leads to what
+ * the descriptor stands for, be it a symbolic link. */
+static int change_attr(int proc_self_fd, int fd, const struct fuse_setattr_in *change)
+{
+    uint32_t valid = change->valid;
+    char name[16];
+    snprintf(name, sizeof(name), "%d", fd);
+    if (valid & FATTR_MODE && fchmodat(proc_self_fd, name, change->mode & 07777, 0) < 0)
+        return -errno;
+    uid_t uid = valid & FATTR_UID ? change->uid : (uid_t)-1;
+    gid_t gid = valid & FATTR_GID ? change->gid : (gid_t)-1;
+    if (valid & (FATTR_UID | FATTR_GID) && fchownat(proc_self_fd, name, uid, gid, 0) < 0)
+        return -errno;
+    if (!(valid & (FATTR_ATIME | FATTR_MTIME)))
+        return 0;
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
+    if (valid & FATTR_ATIME)
+        times[0] = valid & FATTR_ATIME_NOW
+                       ? (struct timespec){.tv_nsec = UTIME_NOW}
+                       : (struct timespec){(time_t)change->atime, change->atimensec};
+    if (valid & FATTR_MTIME)
+        times[1] = valid & FATTR_MTIME_NOW
+                       ? (struct timespec){.tv_nsec = UTIME_NOW}
+                       : (struct timespec){(time_t)change->mtime, change->mtimensec};
+    return utimensat(proc_self_fd, name, times, 0) < 0 ? -errno : 0;
+}
+
+int uf_set_attr(const struct uf_nodes *t, uint64_t nodeid, const struct fuse_setattr_in *change,
+                void *body)
+{
+    struct uf_node *n = uf_find_node(t, nodeid);
+    if (!n || t->proc_self_fd < 0 || change->valid & FATTR_SIZE)
+        return 0;
+    int rc = change_attr(t->proc_self_fd, n->fd, change);
+    return rc < 0 ? rc : uf_get_attr(t, nodeid, -1, body);
+}
