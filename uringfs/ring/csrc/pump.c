@@ -408,7 +408,7 @@ static bool answer_getattr(struct uf_pump *p, uint32_t slot, const struct fuse_i
     memcpy(&arg, body, sizeof(arg));
     if (in->len != sizeof(*in) + sizeof(arg))
         return false;
-    struct uf_handle *h = NULL;
+    const struct uf_handle *h = NULL;
     if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
         h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
         if (!h)
