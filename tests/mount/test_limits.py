@@ -143,7 +143,7 @@ def test_who_waits_for_locks_leaves_room_for_who_unlocks(
 ) -> None:
     if not combination.name.startswith("dev"):
         pytest.skip("pyfuse3 carries no locks: the kernel keeps them by itself")
-    mounted = new_mount("--max-requests=8", "--fuse-uring=off")
+    mounted = new_mount("--max-requests=8")
     path = mounted.path / "file"
     path.touch()
     got: list[str | None] = []
