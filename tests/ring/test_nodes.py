@@ -53,12 +53,13 @@ class Known:
 
 @contextmanager
 def known(
-    device: Device, tree: Path, *, looks_up: bool = True, changes: bool = True
+    device: Device, tree: Path, *, looks_up: bool = True, changes: bool = True, waits: bool = True
 ) -> Iterator[Known]:
     """The directory as NODE, and in it ``file``, ``link``, ``fifo`` and ``sub``."""
     proc_self_fd = os.open("/proc/self/fd", os.O_PATH)
     nodes = device.pump.know_nodes(
-        looks_up=looks_up, proc_self_fd=proc_self_fd if changes else -1,
+        looks_up=looks_up, local_device=local(tree) if waits else (0, 0),
+        proc_self_fd=proc_self_fd if changes else -1,
         entry_valid=ENTRY_VALID, attr_valid=ATTR_VALID,
     )  # fmt: skip
     known = Known(nodes)
@@ -68,6 +69,11 @@ def known(
     known.enter(DIRECTORY, tree / "sub")
     yield known
     os.close(proc_self_fd)
+
+
+def local(path: Path) -> tuple[int, int]:
+    device = path.stat().st_dev
+    return os.major(device), os.minor(device)
 
 
 def entry(nodeid: int, path: Path) -> Answer:
@@ -162,6 +168,17 @@ def test_a_name_without_its_end_is_left_to_python(drive: Drive, tree: Path, body
             with known(device, tree):
                 assert (await device.call(Opcode.LOOKUP, body)).error == errno.ENOSYS
                 assert (await device.call(Opcode.GETATTR, body)).error == errno.ENOSYS
+
+    drive(main)
+
+
+def test_what_is_in_no_cache_is_left_to_python_elsewhere(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree, waits=False):
+                assert await look_up(device, b"file") == entry(FILE, tree / "file")
+                assert (await look_up(device, b"never")).error == errno.ENOSYS
+                assert device.seen == [Opcode.LOOKUP]
 
     drive(main)
 

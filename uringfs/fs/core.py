@@ -180,6 +180,12 @@ class Core:
         """Have node ids told that the kernel may be asked to forget, as they become too many."""
         self.inodes.crowded = ask_to_forget
 
+    def local_device(self) -> tuple[int, int]:
+        """The root's device, if it is of this machine (``syscalls.is_local``); 0, 0 if not."""
+        root = self.inodes.open(self.inodes.root_id)
+        major, minor, _ = self.inodes.get(self.inodes.root_id).ids
+        return (major, minor) if syscalls.is_local(root.fd) else (0, 0)
+
     @property
     def proc_self_fd(self) -> int:
         """A descriptor of /proc/self/fd."""

@@ -106,9 +106,13 @@ class RingFileIO:
         resolve = syscalls.BENEATH if beneath else 0
         if beneath and not flags & _NOT_CACHED and caller is None:
             try:
-                return OwnedFd(self._open_known(dir_fd, name, flags, resolve))
+                return OwnedFd(
+                    syscalls.openat2(dir_fd, name, flags, 0, resolve | syscalls.RESOLVE_CACHED)
+                )
             except BlockingIOError:
                 pass  # not in the kernel's caches: looking it up may take a disk
+            if self._may_wait(dir_fd):
+                return self._open_timed(dir_fd, name, flags, resolve)
         elif not self._ring.is_busy or flags & os.O_PATH:
             # A magic link leads to what is open already, though RESOLVE_CACHED knows none.
             return openat(dir_fd, name, flags, mode, beneath, caller, kill_suidgid)
@@ -119,18 +123,21 @@ class RingFileIO:
             )
         )
 
-    def _open_known(self, dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
-        """Open what is in the kernel's caches; BlockingIOError for what is not.
+    def _may_wait(self, dir_fd: int) -> bool:
+        """Whether a name may be looked up here that is in no cache, in a directory of this machine.
 
-        A name that is in none may still be quickly found, or found not to be there. So that is
-        tried as well, as long as nobody would have to wait and it has not taken long lately.
+        It may still be quickly found, or found not to be there. So that is tried as long as nobody
+        else would have to wait, and it has not taken long lately.
         """
-        self._cautious = max(0, self._cautious - 1)
-        if self._cautious or self._ring.is_busy:
-            return syscalls.openat2(dir_fd, name, flags, 0, resolve | syscalls.RESOLVE_CACHED)
+        if self._cautious:
+            self._cautious -= 1
+            return False
+        return not self._ring.is_busy and syscalls.is_local(dir_fd)
+
+    def _open_timed(self, dir_fd: int, name: bytes, flags: int, resolve: int) -> OwnedFd:
         start = time.monotonic_ns()
         try:
-            return syscalls.openat2(dir_fd, name, flags, 0, resolve)
+            return OwnedFd(syscalls.openat2(dir_fd, name, flags, 0, resolve))
         finally:
             if time.monotonic_ns() - start > SLOW_NS:
                 self._cautious = CAUTION

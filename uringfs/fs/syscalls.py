@@ -168,6 +168,19 @@ def fstatfs_type(fd: int) -> int:
     return ctypes.c_ulong.from_buffer(buf).value & 0xFFFFFFFF
 
 
+_ON_THIS_MACHINE = frozenset({0x01021994, 0x858458F6, 0xEF53, 0x58465342, 0x9123683E, 0xF2F52010})
+"""TMPFS_MAGIC, RAMFS_MAGIC, EXT4_SUPER_MAGIC, XFS_, BTRFS_, F2FS_ (linux/magic.h)."""
+
+
+def is_local(fd: int) -> bool:
+    """Whether the file system is known to be on a disk of this machine's, or in its memory: what
+    it is asked for takes a while at the most, and not until a server answers."""
+    try:
+        return fstatfs_type(fd) in _ON_THIS_MACHINE
+    except OSError:
+        return False
+
+
 def fstatfs_fsid(fd: int) -> bytes:
     """The number of the file system (fstatfs(2), f_fsid), as events of fanotify(7) have it."""
     buf = ctypes.create_string_buffer(256)

@@ -166,6 +166,7 @@ class PumpedDevice:
         entry, attr = zip(fs.config.file_timeouts, fs.config.dir_timeouts, strict=True)
         nodes = self.pump.know_nodes(
             looks_up=fs.is_plain("lookup") and self._dispatcher.journal is None,
+            local_device=fs.local_device(),
             proc_self_fd=fs.proc_self_fd if fs.is_plain("setattr") else -1,
             entry_valid=(split_timeout(entry[0]), split_timeout(entry[1])),
             attr_valid=(split_timeout(attr[0]), split_timeout(attr[1])),

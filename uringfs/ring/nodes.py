@@ -13,7 +13,8 @@ Valid = tuple[int, int]
 class Nodes:
     """Inodes that a client knows and the server has open, by node id and by what they are.
 
-    `looks_up`: whether names are looked up here as well. `proc_self_fd`: a descriptor of
+    `looks_up`: whether names are looked up here as well; on `local_device` (major, minor), if it is
+    not 0, also those that are not in the kernel's caches. `proc_self_fd`: a descriptor of
     /proc/self/fd, by which attributes are changed here; -1: they are not. `entry_valid` and
     `attr_valid` tell how long a reply is valid, of a file's and of a directory's.
     """
@@ -23,6 +24,7 @@ class Nodes:
         owner: Any,
         *,
         looks_up: bool,
+        local_device: tuple[int, int],
         proc_self_fd: int,
         entry_valid: tuple[Valid, Valid],
         attr_valid: tuple[Valid, Valid],
@@ -32,6 +34,7 @@ class Nodes:
         self._state = state = ffi.addressof(owner, "nodes")
         lib.uf_nodes_clear(state)
         state.looks_up = looks_up
+        state.local_major, state.local_minor = local_device
         state.proc_self_fd = proc_self_fd
         for place, valid in ((state.entry, entry_valid), (state.attr, attr_valid)):
             for kind, (seconds, nanoseconds) in enumerate(valid):

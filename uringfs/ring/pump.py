@@ -192,14 +192,15 @@ class Pump(Mover):
         self,
         *,
         looks_up: bool,
+        local_device: tuple[int, int],
         proc_self_fd: int,
         entry_valid: tuple[Valid, Valid],
         attr_valid: tuple[Valid, Valid],
     ) -> Nodes:
         """A table of inodes, by which LOOKUP, GETATTR, SETATTR are answered here; see `Nodes`."""
         return Nodes(
-            self._state, looks_up=looks_up, proc_self_fd=proc_self_fd,
-            entry_valid=entry_valid, attr_valid=attr_valid,
+            self._state, looks_up=looks_up, local_device=local_device,
+            proc_self_fd=proc_self_fd, entry_valid=entry_valid, attr_valid=attr_valid,
         )  # fmt: skip
 
     def _refused(self, _user_data: int, res: int) -> None:

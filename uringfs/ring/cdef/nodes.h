@@ -7,6 +7,8 @@ struct uf_valid {
 
 struct uf_nodes {
     bool looks_up;
+    uint32_t local_major;
+    uint32_t local_minor;
     int proc_self_fd;
     struct uf_valid entry;
     struct uf_valid attr;

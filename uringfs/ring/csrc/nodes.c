@@ -210,19 +210,29 @@ static int open_path(int dir_fd, const char *name, uint64_t resolve)
     return fd < 0 ? -errno : (int)fd;
 }
 
-/* The file under a name: an O_PATH descriptor or -errno, EAGAIN if it may take a disk to tell.
+static bool may_wait(struct uf_nodes *t, const struct uf_node *directory)
+{
+    if (t->cautious) {
+        t->cautious--;
+        return false;
+    }
+    return (t->local_major || t->local_minor) && directory->dev_major == t->local_major &&
+           directory->dev_minor == t->local_minor;
+}
+
+/* The file under a name: an O_PATH descriptor or -errno, EAGAIN if it may take long to tell.
  *
  * A name that is not in the kernel's caches may be one that nobody has made yet, of a directory in
- * memory, or one on a disk. While others would have to wait for that, and for some time after one
- * took long, only the caches are asked. */
-static int find_name(struct uf_nodes *t, int dir_fd, const char *name, bool alone)
+ * memory, or one on a disk. It is not waited for while others would have to wait as well, nor for
+ * some time after one took long, nor where it is a server that would be waited for. */
+static int find_name(struct uf_nodes *t, const struct uf_node *directory, const char *name,
+                     bool alone)
 {
-    if (t->cautious)
-        t->cautious--;
-    if (!alone || t->cautious)
-        return open_path(dir_fd, name, RESOLVE_CACHED);
+    int fd = open_path(directory->fd, name, RESOLVE_CACHED);
+    if (fd != -EAGAIN || !alone || !may_wait(t, directory))
+        return fd;
     uint64_t start = uf_clock_ns();
-    int fd = open_path(dir_fd, name, 0);
+    fd = open_path(directory->fd, name, 0);
     if (uf_clock_ns() - start > UF_SLOW_NS)
         t->cautious = UF_CAUTION;
     return fd;
@@ -233,7 +243,7 @@ int uf_look_up(struct uf_nodes *t, uint64_t parent, const char *name, bool alone
     struct uf_node *directory = t->looks_up ? uf_find_node(t, parent) : NULL;
     if (!directory || !is_plain_name(name))
         return 0;
-    int fd = find_name(t, directory->fd, name, alone);
+    int fd = find_name(t, directory, name, alone);
     if (fd < 0)
         return fd == -ENOENT ? fd : 0;
     struct statx_of_5_8 st;

@@ -34,6 +34,8 @@ struct uf_nodes {
     uint32_t free; /* a list by next_by_nodeid */
     uint32_t cautious; /* lookups to come in which nothing is waited for */
     bool looks_up; /* false: who looks up what is Python's business, GETATTR is not */
+    uint32_t local_major; /* a device on which a cold name may be waited for, 0: none */
+    uint32_t local_minor;
     int proc_self_fd; /* a directory; -1: attributes are changed by Python */
     struct uf_valid entry;
     struct uf_valid attr;
