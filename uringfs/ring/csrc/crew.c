@@ -6,7 +6,8 @@
 #include "crew.h"
 #include "lane.h"
 
-#define UF_CREW_MOVED 20u /* transfers between two looks that are some */
+#define UF_CREW_MOVED 20u  /* transfers between two looks that are some */
+#define UF_CREW_AT_ONCE 2u /* if so many came at a time: what comes one by one nobody can share */
 #define UF_CREW_QUIET 20u
 
 static uint64_t crew_busy_ns(const struct uf_pump *p)
@@ -35,10 +36,13 @@ void uf_crew_look(struct uf_pump *p)
     uint64_t busy_ns = crew_busy_ns(p), elapsed = p->now_ns - p->looked_ns;
     uint64_t moved = p->fast_requests[FUSE_READ] + p->fast_requests[FUSE_WRITE];
     uint64_t permille = (busy_ns - p->looked_busy_ns) * 1000 / elapsed;
-    bool some = moved - p->looked_moved >= UF_CREW_MOVED;
+    uint64_t since = moved - p->looked_moved;
+    bool some = since >= UF_CREW_MOVED &&
+                since >= UF_CREW_AT_ONCE * (p->arrivals - p->looked_arrivals);
     p->looked_ns = p->now_ns;
     p->looked_busy_ns = busy_ns;
     p->looked_moved = moved;
+    p->looked_arrivals = p->arrivals;
     p->quiet = permille < p->crew->leave_permille ? p->quiet + 1 : 0;
     if (permille >= p->crew->call_permille && some) {
         crew_call(p);

@@ -444,6 +444,8 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
         s->opcode = in.opcode < UF_OPCODES ? in.opcode : UF_OPCODES - 1;
     }
     p->requests[s->opcode]++;
+    p->arrivals += p->arrived_ns != p->now_ns;
+    p->arrived_ns = p->now_ns;
     uf_meter_begin(&p->meter, slot, message, length);
     if (!headed || in.len != length || !__atomic_load_n(&p->fast, __ATOMIC_RELAXED))
         return false;

@@ -91,6 +91,9 @@ struct uf_pump {
     uint64_t looked_ns;
     uint64_t looked_busy_ns;
     uint64_t looked_moved;
+    uint64_t looked_arrivals;
+    uint64_t arrivals; /* batches of completions that brought requests */
+    uint64_t arrived_ns; /* of the last one */
 
     uint64_t requests[UF_OPCODES];
     uint64_t fast_requests[UF_OPCODES];
