@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import mmap
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -17,6 +20,7 @@ import pytest
 from tests.mount.conftest import NewMount, fresh
 from tests.mount.harness import OVER_IO_URING, Combination, Mounted, uringfs, wait_until
 from tests.mount.trees import Pair, outcome_of
+from tests.ring.cut import build
 from uringfs.choices import ENABLE_URING, possible_cpus
 from uringfs.errors import Exit
 
@@ -43,7 +47,16 @@ def test_they_come_that_way(shared_mount: Mounted) -> None:
 def test_data_of_all_sizes(pair: Pair) -> None:
     def operation(top: Path) -> list[bytes]:
         found = []
-        for size in (0, 1, 4095, 4097, 131072, (1 << 20) - 1, 1 << 20, (1 << 20) + 5000):
+        for size in (
+            0,
+            1,
+            4095,
+            4097,
+            131072,
+            (1 << 20) - 1,
+            1 << 20,
+            (1 << 20) + 5000,
+        ):
             (top / "file").write_bytes(b"%d" % (size % 10) * size)
             found.append((top / "file").read_bytes()[-9:])
         return found
@@ -70,7 +83,10 @@ def test_arguments_of_all_shapes(pair: Pair) -> None:
             with open(top / "copy", "w+b") as copy:
                 os.copy_file_range(file.fileno(), copy.fileno(), 5000, 0, 0)
             found: list[object] = [os.lseek(file.fileno(), 0, os.SEEK_HOLE)]
-        found += [os.readlink(top / "link"), os.getxattr(top / "file", "user." + "a" * 200)]
+        found += [
+            os.readlink(top / "link"),
+            os.getxattr(top / "file", "user." + "a" * 200),
+        ]
         return [*found, sorted(os.listdir(top)), os.listxattr(top / "file")]
 
     pair.both(operation)
@@ -178,6 +194,54 @@ def test_data_in_python_as_well(new_mount: NewMount) -> None:
         (mounted.path / way).write_bytes(way.encode() * 50_000)
         assert (mounted.path / way).read_bytes() == way.encode() * 50_000
     assert mounted.status()["requests_by"] == "io_uring"
+
+
+def test_an_answer_that_is_cut_from_its_transfer(
+    new_mount: NewMount, tmp_path: Path, source_on_ext4: Path
+) -> None:
+    """Nobody is answered before the transfer is done."""
+    built = build(fresh(tmp_path, "cut"))
+    mounted = new_mount(
+        "--cache-policy=never", "--kernel-passthrough=off", source=source_on_ext4,
+        before_exec=lambda: os.chdir(built.parent),
+    )  # fmt: skip
+    assert str(built) in Path(f"/proc/{mounted.process.pid}/maps").read_text()
+    fd = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+
+    def work(number: int) -> None:
+        choose = random.Random(number)
+        with mmap.mmap(-1, 8192) as memory:
+            for _ in range(50):
+                data = choose.randbytes(8192)
+                memory[:] = data
+                assert os.pwritev(fd, [memory], number * 8192) == 8192
+                memory[:] = bytes(8192)
+                assert os.preadv(fd, [memory], number * 8192) == 8192
+                assert memory[:] == data
+
+    os.ftruncate(fd, 8 * 8192)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    finally:
+        os.close(fd)
+
+
+def test_a_transfer_that_breaks_its_chain(new_mount: NewMount, failing: Path) -> None:
+    """It comes out short, or fails: that is what the client is told, again and again."""
+    mounted = new_mount("--cache-policy=never", source=failing)
+    half, bad = (os.open(mounted.path / name, os.O_RDWR) for name in ("half", "EIO"))
+    try:
+        for _ in range(20):
+            assert os.pread(half, 3000, 0) == b"r" * 1500
+            with pytest.raises(OSError, match="Input/output"):
+                os.pread(bad, 3000, 0)
+            with pytest.raises(OSError, match="Input/output"):
+                os.pwrite(bad, bytes(3000), 0)
+    finally:
+        os.close(half)
+        with contextlib.suppress(OSError):  # it fails as well
+            os.close(bad)
 
 
 def test_without_the_switch(fuse_uring: None, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A submission that ends in the middle of a chain, as one does when the kernel has no memory.
 
-No test can make the kernel run out of it, so the C is built for this with a liburing whose
-submissions keep the last entry back when that is the reply of a chain.
+No test can make the kernel run out of it, so the C is built for this with another liburing: cut.py.
 """
 
 from __future__ import annotations
@@ -12,52 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-import uringfs
+from tests.ring.cut import build
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(uringfs.__file__).parent
-
-CUT = """
-#include <liburing.h>
-
-static unsigned uf_kept_back(struct io_uring *ring)
-{
-    unsigned queued = ring->sq.sqe_tail - *ring->sq.khead;
-    struct io_uring_sqe *last = &ring->sq.sqes[(ring->sq.sqe_tail - 1) & *ring->sq.kring_mask];
-    return queued > 1 && last->user_data >> 56 == 0x84;
-}
-
-#define UF_CUT(call)                          \\
-    ({                                        \\
-        unsigned kept = uf_kept_back(ring);   \\
-        ring->sq.sqe_tail -= kept;            \\
-        int rc = kept ? io_uring_submit(ring) : (call); \\
-        ring->sq.sqe_tail += kept;            \\
-        rc;                                   \\
-    })
-
-static inline int uf_cut_submit(struct io_uring *ring)
-{
-    return UF_CUT(io_uring_submit(ring));
-}
-
-static inline int uf_cut_get_events(struct io_uring *ring)
-{
-    return UF_CUT(io_uring_submit_and_get_events(ring));
-}
-
-static inline int uf_cut_wait(struct io_uring *ring, struct io_uring_cqe **cqe, unsigned n,
-                              struct __kernel_timespec *ts)
-{
-    return UF_CUT(io_uring_submit_and_wait_timeout(ring, cqe, n, ts, NULL));
-}
-
-#define io_uring_submit uf_cut_submit
-#define io_uring_submit_and_get_events uf_cut_get_events
-#define io_uring_submit_and_wait_timeout(ring, cqe, n, ts, mask) uf_cut_wait(ring, cqe, n, ts)
-"""
 
 SCENARIO = """
 import errno, sys
@@ -108,18 +64,7 @@ print("fine")
 
 def test_a_chain_that_is_cut(tmp_path: Path) -> None:
     """No reply goes out that claims a transfer of which nobody knows that it is done."""
-    if not (PACKAGE / "ring" / "csrc").is_dir():
-        pytest.skip("the package is installed, without its sources")
-    pytest.importorskip("setuptools", reason="cffi compiles with it")
-    built = tmp_path / "uringfs"
-    shutil.copytree(PACKAGE, built, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    header = tmp_path / "cut.h"
-    header.write_text(CUT)
-    build = built / "ring" / "_build.py"
-    subprocess.run(
-        [sys.executable, build], check=True, capture_output=True, timeout=60,
-        env=os.environ | {"CFLAGS": f"-include {header}", "PYTHONPATH": ""},
-    )  # fmt: skip
+    built = build(tmp_path)
     shutil.copytree(
         ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__")
     )

@@ -13,8 +13,9 @@
  *     base               base+1024           base+4016          base+4096
  *     | reply from Python | struct req_header | request headers | data, or the other arguments |
  *
- * A transfer is no chain with its reply: a command completes when there is another request, which
- * would be the first to tell that the transfer is done. */
+ * A transfer and the command that answers are a chain, as on the device. But here the transfer
+ * tells that it is done: the command completes when there is another request. The reply to a WRITE
+ * has to lie where its data does, which therefore is set aside, if that is not too much of it. */
 #include "entry.h"
 
 #include <errno.h>
@@ -25,6 +26,7 @@
 #define UF_OP_URING_CMD 46
 #define UF_HEAD_AT 1024u
 #define UF_ENTRY_IOVECS 2u
+#define UF_ASIDE (16u << 10) /* bytes that are copied sooner than another turn is made */
 /* IORING_ASYNC_CANCEL_ALL, _FD and _FD_FIXED (6.0). */
 #define UF_CANCEL_ALL_OF_FILE (1u | 2u | 8u)
 
@@ -55,11 +57,8 @@ static struct uf_req_header *head_of(const struct uf_pump *p, uint32_t slot)
     return (struct uf_req_header *)(uf_slot_base(p, slot) + UF_HEAD_AT);
 }
 
-/* The kernel has the entry from the submission on: it may fill it with the next request. */
-static bool queue_command(struct uf_pump *p, uint32_t slot, uint32_t command, uint64_t commit_id)
+static void put_command(struct uf_pump *p, uint32_t slot, uint32_t command, uint64_t commit_id)
 {
-    if (!uf_pump_room(p, 1))
-        return false;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring->uring);
     io_uring_prep_rw(UF_OP_URING_CMD, sqe, (int)p->device_file, NULL, 0, 0);
     memset(sqe->cmd, 0, 80);
@@ -73,14 +72,26 @@ static bool queue_command(struct uf_pump *p, uint32_t slot, uint32_t command, ui
         sqe->len = UF_ENTRY_IOVECS;
     }
     io_uring_sqe_set_data64(sqe, uf_pump_data(p, UF_TAG_ENTRY, slot));
+}
+
+/* The kernel may fill it with the next request. */
+static void hand_over(struct uf_pump *p, uint32_t slot)
+{
     p->slots[slot].state = UF_SLOT_FREE;
     p->held++;
+}
+
+static bool queue_command(struct uf_pump *p, uint32_t slot, uint32_t command, uint64_t commit_id)
+{
+    if (!uf_pump_room(p, 1))
+        return false;
+    put_command(p, slot, command, commit_id);
+    hand_over(p, slot);
     return true;
 }
 
-void uf_entry_commit(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
+static void put_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
 {
-    struct uf_slot *s = &p->slots[slot];
     struct uf_req_header *head = head_of(p, slot);
     struct fuse_out_header out;
     memcpy(&out, reply, sizeof(out));
@@ -94,6 +105,44 @@ void uf_entry_commit(struct uf_pump *p, uint32_t slot, const void *reply, uint32
         memmove(uf_slot_data(p, slot), body, size);
     memcpy(head->in_out, &out, sizeof(out));
     head->payload_size = size;
+}
+
+void uf_entry_chain(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
+{
+    put_reply(p, slot, reply, length);
+    put_command(p, slot, UF_CMD_COMMIT_AND_FETCH, p->slots[slot].unique);
+    p->slots[slot].chained = true;
+}
+
+void uf_entry_chained(struct uf_pump *p, uint32_t slot)
+{
+    p->slots[slot].chained = false;
+    uf_pump_count(p, slot);
+    hand_over(p, slot);
+}
+
+/* What the kernel will find instead does nothing, as there is nothing of that name. */
+void uf_entry_unchain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *sqe)
+{
+    io_uring_prep_rw(IORING_OP_ASYNC_CANCEL, sqe, -1, NULL, 0, 0);
+    sqe->addr = uf_pump_data(p, UF_TAG_IGNORE, slot);
+    io_uring_sqe_set_data64(sqe, uf_pump_data(p, UF_TAG_IGNORE, 0));
+    p->slots[slot].chained = false;
+}
+
+const uint8_t *uf_entry_set_aside(struct uf_pump *p, uint32_t slot, uint32_t size)
+{
+    uint8_t *data = uf_slot_data(p, slot);
+    uint32_t at = (size + UF_PAGE - 1) & ~(UF_PAGE - 1);
+    if (size > UF_ASIDE || at + size > p->max_transfer)
+        return NULL;
+    return memcpy(data + at, data, size);
+}
+
+void uf_entry_commit(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length)
+{
+    struct uf_slot *s = &p->slots[slot];
+    put_reply(p, slot, reply, length);
     uf_pump_count(p, slot);
     if (!queue_command(p, slot, UF_CMD_COMMIT_AND_FETCH, s->unique)) {
         s->state = UF_SLOT_UNCOMMITTED;
@@ -139,6 +188,11 @@ static bool is_the_end(int res)
 
 bool uf_entry_take(struct uf_pump *p, uint32_t slot, int res, uint32_t *length, bool *refused)
 {
+    *refused = false;
+    if (res == -ECANCELED && p->slots[slot].chained) {
+        p->slots[slot].chained = false; /* the transfer has an answer of its own */
+        return false;
+    }
     p->held--;
     *refused = !is_the_end(res);
     if (res == -EAGAIN && queue_command(p, slot, UF_CMD_REGISTER, 0)) {

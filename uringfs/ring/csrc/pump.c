@@ -200,9 +200,12 @@ static void unclaim(struct uf_pump *p, uint32_t slot)
 static void queue_chain(struct uf_pump *p, uint32_t slot, struct io_uring_sqe *transfer,
                         const void *reply, uint32_t length)
 {
-    if (uf_is_entry(p, slot))
+    transfer->flags |= IOSQE_IO_LINK;
+    if (uf_is_entry(p, slot)) {
+        uf_entry_chain(p, slot, reply, length);
         return;
-    transfer->flags |= IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS;
+    }
+    transfer->flags |= IOSQE_CQE_SKIP_SUCCESS;
     queue_on_device(p, UF_TAG_CHAINED, slot, IORING_OP_WRITE, reply, length);
 }
 
@@ -279,14 +282,17 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
         return true;
     }
     struct write_reply *reply = (struct write_reply *)uf_slot_base(p, slot);
+    const uint8_t *data = uf_slot_data(p, slot);
+    const uint8_t *aside = uf_is_entry(p, slot) ? uf_entry_set_aside(p, slot, arg.size) : data;
     claim(p, slot, h, arg.size);
     fill_header(&reply->header, in->unique, sizeof(*reply), 0);
     reply->out = (struct fuse_write_out){.size = arg.size};
     struct io_uring_sqe *sqe = queue(p, UF_TAG_IO, slot, IORING_OP_WRITE, h->fd,
-                                     uf_slot_data(p, slot), arg.size, arg.offset);
+                                     aside ? aside : data, arg.size, arg.offset);
     use_fixed(p, sqe, slot);
     uf_as_asked(&p->handles, h, &arg, sqe);
-    queue_chain(p, slot, sqe, reply, sizeof(*reply));
+    if (aside)
+        queue_chain(p, slot, sqe, reply, sizeof(*reply));
     return true;
 }
 
@@ -486,10 +492,16 @@ static void finish_reply(struct uf_pump *p, uint32_t slot, int res)
     send_error(p, slot, -EIO, UF_SLOT_LAST_REPLY);
 }
 
-/* A transfer that came without its reply: it failed or came out short, and broke its chain. */
+/* A transfer that came without its reply: it failed or came out short, and broke its chain. That of
+ * an entry tells success as well, as its reply does not. */
 static void finish_transfer(struct uf_pump *p, uint32_t slot, int res)
 {
-    if (p->slots[slot].state == UF_SLOT_IO)
+    struct uf_slot *s = &p->slots[slot];
+    if (s->state == UF_SLOT_IO && s->chained && res == (int)s->size) {
+        s->moved = s->size;
+        unclaim(p, slot);
+        uf_entry_chained(p, slot);
+    } else if (s->state == UF_SLOT_IO)
         finish_io(p, slot, res);
     else if (p->slots[slot].state == UF_SLOT_LOST)
         free_slot(p, slot);
@@ -643,9 +655,14 @@ void uf_pump_mend(struct uf_pump *p)
     struct io_uring_sq *sq = &p->ring->uring.sq;
     unsigned wide = p->ring->setup_flags & IORING_SETUP_SQE128 ? 1 : 0;
     struct io_uring_sqe *sqe = &sq->sqes[(*sq->khead & *sq->kring_mask) << wide];
-    if (!io_uring_sq_ready(&p->ring->uring) || sqe->user_data >> UF_TAG_SHIFT != UF_TAG_CHAINED)
+    if (!io_uring_sq_ready(&p->ring->uring))
         return;
     uint32_t slot = (uint32_t)sqe->user_data;
+    unsigned tag = sqe->user_data >> UF_TAG_SHIFT;
+    if (tag == UF_TAG_ENTRY && p->slots[slot].chained)
+        uf_entry_unchain(p, slot, sqe);
+    if (tag != UF_TAG_CHAINED)
+        return;
     struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
     fill_header(out, p->slots[slot].unique, sizeof(*out), -EIO);
     sqe->addr = (uint64_t)(uintptr_t)out;

@@ -43,6 +43,7 @@ struct uf_slot {
     uint32_t moved; /* bytes that the reply brings, or says were taken */
     int32_t error;  /* of the reply: 0 or -errno */
     enum uf_slot_state state;
+    bool chained; /* an entry whose reply is behind its transfer, unless that breaks the chain */
 };
 
 struct uf_pump {
