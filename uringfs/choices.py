@@ -203,7 +203,7 @@ def _passthrough(config: Config, server: ServerConfig, session: Choice) -> Choic
 
 
 _PASSED = {
-    "auto": "files are read and written by the kernel, but for who writes with O_DIRECT",
+    "auto": "the kernel reads and writes files, but for who writes with O_DIRECT beside another",
     "on": "files are read and written by the kernel",
 }
 

@@ -85,15 +85,24 @@ def test_reads_and_writes_do_not_reach_the_server(shared_mount: Mounted, path: P
     assert made["read"] == made["write"] == 0
 
 
-def test_who_writes_directly_is_served_as_asked(
+def test_who_writes_directly_beside_another_is_served_as_asked(
     combination: Combination, shared_mount: Mounted, path: Path
 ) -> None:
     """auto: by the server, whose writes need not wait for one another."""
 
+    def write(fd: int, letter: bytes) -> None:
+        write_direct(fd, letter * PAGE, PAGE)
+        assert read_direct(fd, PAGE, PAGE) == letter * PAGE
+
     def work() -> None:
         with opened(path, os.O_RDWR | os.O_DIRECT) as fd:
-            write_direct(fd, b"d" * PAGE, PAGE)
-            assert read_direct(fd, PAGE, PAGE) == b"d" * PAGE
+            write(fd, b"a")
+            with opened(path, os.O_RDWR | os.O_DIRECT) as other:
+                for each in (fd, other):
+                    write(each, b"b")
+            write(fd, b"c")
+        with opened(path, os.O_RDWR | os.O_DIRECT) as fd:
+            write(fd, b"d")
 
     made = requests_of(shared_mount, work)
     served = combination is AUTO

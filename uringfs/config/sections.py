@@ -215,7 +215,7 @@ class ServerConfig:
         values.choice("auto", "on", "off"),
         "WHEN",
         "have the kernel itself read and write what is open: auto (all but who writes with "
-        "O_DIRECT), on, off (docs/performance.md)",
+        "O_DIRECT beside another), on, off (docs/performance.md)",
     )
     fuse_uring: str = _option(
         "auto",

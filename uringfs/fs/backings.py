@@ -20,6 +20,11 @@ _FOR_NOW = (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 """Refusals that say nothing of the next file; others are the whole file system's."""
 
 
+def writes_directly(flags: int) -> bool:
+    """Whether a file that was opened with these O_* flags is written past the page cache."""
+    return bool(flags & os.O_DIRECT) and flags & os.O_ACCMODE != os.O_RDONLY
+
+
 class Registrar(Protocol):
     """Tells the kernel of backing files."""
 
@@ -31,11 +36,16 @@ class Registrar(Protocol):
 
 
 class _Held:
-    __slots__ = ("backing", "opens")
+    __slots__ = ("backing", "direct_writers", "opens")
 
     def __init__(self, backing: int) -> None:
         self.backing = backing
         self.opens = 0
+        self.direct_writers = 0
+
+    def count(self, flags: int, step: int) -> None:
+        self.opens += step
+        self.direct_writers += step if writes_directly(flags) else 0
 
 
 class Backings:
@@ -45,7 +55,9 @@ class Backings:
         self.registrar: Registrar | None = None
         """Without, files that have a number keep it, and no others get one."""
         self.keeps_direct_writers = True
-        """Whether who writes with O_DIRECT is served by us: its writes need not wait in line."""
+        """Whether who writes with O_DIRECT beside another is served by us. For the kernel has those
+        who wait for each write do so one after the other; we do not. One alone has nobody to wait
+        for, and if it has many writes under way, the kernel makes those together."""
         self.smallest = 0
         """Bytes of a file that is worth registering, where it is opened for reading."""
         self._held: dict[int, _Held] = {}
@@ -68,20 +80,24 @@ class Backings:
         held = self._held.get(nodeid)
         if held is None:
             held = self._held[nodeid] = _Held(self._register(fd, flags) if wanted else 0)
-        held.opens += 1
+        held.count(flags, 1)
         return held.backing
 
-    def take_up(self, nodeid: int, backing: int) -> None:
-        """Count an open that a server before this one has answered."""
-        held = self._held.setdefault(nodeid, _Held(backing))
-        held.opens += 1
+    def keeps(self, nodeid: int, flags: int) -> bool:
+        """Whether who has just opened it with these O_* flags is served by us all the same."""
+        held = self._held[nodeid]
+        return self.keeps_direct_writers and writes_directly(flags) and held.direct_writers > 1
 
-    def drop(self, nodeid: int) -> None:
-        """Count one open less; what is no regular file was never counted."""
+    def take_up(self, nodeid: int, backing: int, flags: int) -> None:
+        """Count an open that a server before this one has answered."""
+        self._held.setdefault(nodeid, _Held(backing)).count(flags, 1)
+
+    def drop(self, nodeid: int, flags: int) -> None:
+        """Count one open with these O_* flags less; what is no regular file was never counted."""
         held = self._held.get(nodeid)
         if held is None:
             return
-        held.opens -= 1
+        held.count(flags, -1)
         if not held.opens:
             del self._held[nodeid]
             if held.backing and self.registrar is not None:

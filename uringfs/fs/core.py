@@ -351,16 +351,11 @@ class Core:
         keep = policy is CachePolicy.ALWAYS and not self.features.passthrough
         return Fopen.KEEP_CACHE if keep else _NOTHING_SPECIAL
 
-    def _fopen_backed(self, flags: int) -> Fopen:
+    def _fopen_backed(self, nodeid: int, flags: int) -> Fopen:
         """The same for one that has a backing file: for some, the kernel only maps that."""
-        if not flags & os.O_DIRECT:
-            return _BACKED
-        writes = flags & os.O_ACCMODE != os.O_RDONLY
-        if not self.config.allow_direct_io or (
-            writes and self.handles.backings.keeps_direct_writers
-        ):
-            return _MAPPED_ONLY
-        return _BACKED
+        ignored = flags & os.O_DIRECT and not self.config.allow_direct_io
+        keeps = ignored or self.handles.backings.keeps(nodeid, flags)
+        return _MAPPED_ONLY if keeps else _BACKED
 
     async def _handle(self, fh: int, nodeid: int, flags: int) -> Handle:
         """The open file, or one opened for this request where the kernel opens none (no_open)."""

@@ -51,7 +51,8 @@ class FileOps(Core):
             kept, traits = kept | CHECKED, 0
         fh = self.handles.insert(nodeid, file, kept, traits, self.may_be_backed(file))
         backing = self.handles.backings.of(nodeid)
-        return Opened(fh, self._fopen_backed(flags) if backing else self._fopen(flags), backing)
+        fopen = self._fopen_backed(nodeid, flags) if backing else self._fopen(flags)
+        return Opened(fh, fopen, backing)
 
     def may_be_backed(self, file: OwnedFd) -> bool:
         """Whether the kernel may move the file's data itself; not where transfers are looked at."""

@@ -205,7 +205,7 @@ class HandleMap:
         if words[at + _IN_FLIGHT] & _INDEX:
             self.before_close()
         handle = self._handles.pop(fh)
-        self.backings.drop(nodeid)
+        self.backings.drop(nodeid, handle.flags)
         self.when_unseen(partial(self._vacate, index, handle))
 
     def _vacate(self, index: int, _handle: Handle) -> None:
@@ -222,7 +222,7 @@ class HandleMap:
         for index, (fd, flags, fh, nodeid, _in_flight, backing) in _rows(self.table):
             self._halves[index * _HALVES + _MOVING] = 0
             self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
-            self.backings.take_up(nodeid, backing)
+            self.backings.take_up(nodeid, backing, flags)
         self.find_free()
 
 
