@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
     requests: Choice
     """/dev/fuse, io_uring or virtqueues: what they come by."""
     kernel_passthrough: Choice
-    """auto, on or off: which files the kernel reads and writes itself."""
+    """auto, readers, on or off: which files the kernel reads and writes itself."""
     source: Choice
     """memory, stacked or a device: what the files lie on."""
     transfers: Choice
@@ -193,7 +193,7 @@ def _passthrough(config: Config, server: ServerConfig, session: Choice) -> Choic
     if wanted == "off":
         return Choice("off", "kernel_passthrough=off")
     refusal = _no_passthrough(config, session)
-    if refusal is None and wanted == "auto" and config.cache_policy is CachePolicy.ALWAYS:
+    if refusal is None and wanted != "on" and config.cache_policy is CachePolicy.ALWAYS:
         return Choice("off", "cache_policy=always: what the kernel has cached it keeps")
     if refusal is None:
         return Choice(wanted, _PASSED[wanted])
@@ -204,6 +204,7 @@ def _passthrough(config: Config, server: ServerConfig, session: Choice) -> Choic
 
 _PASSED = {
     "auto": "the kernel reads and writes files, but for who writes with O_DIRECT beside another",
+    "readers": "the kernel reads and writes files, but for who writes with O_DIRECT",
     "on": "files are read and written by the kernel",
 }
 

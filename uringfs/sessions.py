@@ -81,11 +81,11 @@ def pyfuse3_session() -> type[Pyfuse3Session]:
 
 
 def backing_files(chosen: str, backings: Backings, errands: Errands) -> BackingFiles | None:
-    """What the kernel is told of files by, for kernel_passthrough on or auto; None for off."""
+    """What the kernel is told of files by, for kernel_passthrough; None for off."""
     if chosen == "off":
         return None
-    is_auto = backings.keeps_direct_writers = chosen == "auto"
+    backings.passed_writers = {"auto": 1, "readers": 0}.get(chosen)
     if has_capability("sys_admin"):
         return BackingFiles()
-    backings.smallest = WORTH_AN_ERRAND if is_auto else 0
+    backings.smallest = 0 if chosen == "on" else WORTH_AN_ERRAND
     return BackingFiles(errands.register, errands.unregister)

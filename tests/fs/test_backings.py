@@ -77,8 +77,12 @@ def test_a_successor_counts_on(backings: Backings, fd: int) -> None:
     assert backings.keeps(NODE, WRITES)
 
 
-def test_all_are_passed_if_asked_for(backings: Backings, fd: int) -> None:
-    backings.keeps_direct_writers = False
+@pytest.mark.parametrize(("passed", "keeps"), [(None, False), (0, True)])
+def test_all_are_passed_or_none(
+    backings: Backings, fd: int, passed: int | None, keeps: bool
+) -> None:
+    backings.passed_writers = passed
     for _ in range(2):
         backings.hold(NODE, fd, WRITES, True)
-        assert not backings.keeps(NODE, WRITES)
+        assert backings.keeps(NODE, WRITES) == keeps
+        assert not any(backings.keeps(NODE, flags) for flags in OTHERS)

@@ -110,6 +110,22 @@ def test_who_writes_directly_beside_another_is_served_as_asked(
     assert path.read_bytes()[PAGE : PAGE + 1] == b"d"
 
 
+@ALONE
+def test_readers_alone(new_mount: NewMount, source_on_ext4: Path) -> None:
+    (source_on_ext4 / "file").write_bytes(bytes(LARGE))
+    mounted = new_mount("--kernel-passthrough=readers", source=source_on_ext4)
+
+    def work() -> None:
+        with opened(mounted.path / "file", os.O_RDWR | os.O_DIRECT) as fd:
+            write_direct(fd, b"a" * PAGE, 0)
+            assert (mounted.path / "file").read_bytes()[:PAGE] == b"a" * PAGE
+            (mounted.path / "file").write_bytes(b"b" * PAGE)
+            assert read_direct(fd, PAGE, 0) == b"b" * PAGE
+
+    made = requests_of(mounted, work)
+    assert (made["write"], made["read"]) == (1, 1)
+
+
 def test_a_new_file_is_written_by_the_kernel(shared_mount: Mounted, path: Path) -> None:
     new = path.with_name("new")
     made = requests_of(shared_mount, lambda: new.write_bytes(b"n" * LARGE))

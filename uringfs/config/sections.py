@@ -212,10 +212,11 @@ class ServerConfig:
     )
     kernel_passthrough: str = _option(
         "auto",
-        values.choice("auto", "on", "off"),
+        values.choice("auto", "readers", "on", "off"),
         "WHEN",
         "have the kernel itself read and write what is open: auto (all but who writes with "
-        "O_DIRECT beside another), on, off (docs/performance.md)",
+        "O_DIRECT beside another), readers (all but who writes with O_DIRECT), on, off "
+        "(docs/performance.md)",
     )
     fuse_uring: str = _option(
         "auto",

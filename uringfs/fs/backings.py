@@ -54,10 +54,11 @@ class Backings:
     def __init__(self) -> None:
         self.registrar: Registrar | None = None
         """Without, files that have a number keep it, and no others get one."""
-        self.keeps_direct_writers = True
-        """Whether who writes with O_DIRECT beside another is served by us. For the kernel has those
-        who wait for each write do so one after the other; we do not. One alone has nobody to wait
-        for, and if it has many writes under way, the kernel makes those together."""
+        self.passed_writers: int | None = 1
+        """How many that write one file with O_DIRECT need not be served by us; None: any number.
+
+        The kernel has those who wait for each write do so one after the other; we do not. But if
+        one has many writes under way, the kernel makes those together, and faster than we do."""
         self.smallest = 0
         """Bytes of a file that is worth registering, where it is opened for reading."""
         self._held: dict[int, _Held] = {}
@@ -85,8 +86,9 @@ class Backings:
 
     def keeps(self, nodeid: int, flags: int) -> bool:
         """Whether who has just opened it with these O_* flags is served by us all the same."""
-        held = self._held[nodeid]
-        return self.keeps_direct_writers and writes_directly(flags) and held.direct_writers > 1
+        if self.passed_writers is None or not writes_directly(flags):
+            return False
+        return self._held[nodeid].direct_writers > self.passed_writers
 
     def take_up(self, nodeid: int, backing: int, flags: int) -> None:
         """Count an open that a server before this one has answered."""

@@ -30,7 +30,7 @@ class Tunable(NamedTuple):
 
 def tunables() -> Iterator[Tunable]:
     """Those that make a difference here, in the order of how much."""
-    yield Tunable("kernel_passthrough", ("auto", "on", "off"))
+    yield Tunable("kernel_passthrough", ("auto", "readers", "on", "off"))
     if is_enabled():
         yield Tunable("fuse_uring", ("auto", "off"))
     yield Tunable("busy_poll_us", (100, 0, 300))
