@@ -52,6 +52,22 @@ def test_reading_stops_at_the_end_of_the_file(machine: Machine, served: Served) 
     assert machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + 4096) == (0, b"")
 
 
+def test_what_is_cached_in_part_is_read_whole(machine: Machine, served: Served) -> None:
+    content = os.urandom(1 << 16)
+    path = served.root / "f"
+    path.write_bytes(content)
+    nodeid = machine.lookup(b"f")
+    fh = machine.open(nodeid)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        for start in (0, 1 << 14, 1 << 15, 0):
+            os.posix_fadvise(file.fileno(), start, 1 << 15, os.POSIX_FADV_DONTNEED)
+            for _ in range(2):
+                read = read_in(fh, 0, 1 << 16)
+                answer = machine.ask(Opcode.READ, read, nodeid=nodeid, room=16 + (1 << 16))
+                assert answer == (0, content)
+
+
 @pytest.mark.parametrize("indirect", [False, True])
 @pytest.mark.parametrize("step", [1, 3, 13, 40, 64])
 def test_chains_may_be_cut_anywhere(

@@ -83,6 +83,7 @@ struct uf_guest {
     uint32_t *python; /* chains that Python is to be given, python_count of them */
     uint32_t python_count;
     uint32_t transfers;
+    uint32_t misses, unsought; /* see read_cached() */
     bool fast;
     bool polls; /* kicks are waited for here; otherwise the event loop does */
     struct uf_handles handles;
