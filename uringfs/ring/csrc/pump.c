@@ -141,7 +141,8 @@ static void fill_header(struct fuse_out_header *out, uint64_t unique, uint32_t l
 static void finish_reply(struct uf_pump *p, uint32_t slot, int res);
 
 /* Send a reply that waits for nothing. The device takes it at once, so its completion is nothing
- * to wake up for. */
+ * to wake up for. Where requests come one by one it is written here: there is nothing else to
+ * submit with it, and the client is awake the sooner. */
 static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint32_t length,
                        enum uf_slot_state state)
 {
@@ -151,7 +152,7 @@ static void send_reply(struct uf_pump *p, uint32_t slot, const void *reply, uint
         return;
     }
     p->slots[slot].state = state;
-    if (uf_pump_room(p, 1)) {
+    if (p->ring->last_batch > 1 && uf_pump_room(p, 1)) {
         /* Not as a registered buffer: the device takes only memory it can look up itself. */
         queue_on_device(p, UF_TAG_REPLY, slot, IORING_OP_WRITE, reply, length);
         p->ring->at_once++;
