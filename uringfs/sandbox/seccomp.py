@@ -71,7 +71,7 @@ OWN = (
     "membarrier", "mincore", "mlock", "mmap", "mprotect", "mremap", "munlock", "munmap",
     "nanosleep", "pause", "poll", "ppoll", "prctl", "pselect6", "readv", "restart_syscall",
     "rt_sigtimedwait", "sched_get_priority_max", "sched_get_priority_min", "sched_getparam",
-    "sched_getscheduler", "select", "set_tid_address", "sysinfo", "time", "times",
+    "sched_getscheduler", "select", "set_tid_address", "setrlimit", "sysinfo", "time", "times",
 )  # fmt: skip
 """Calls that reach nothing but the process itself, by which another Python or libc may wait, get
 memory, or ask how things are. They are let through whether or not they were seen."""
