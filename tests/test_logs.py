@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -68,3 +69,22 @@ def test_a_line_of_syslogs_is_bytes_whatever_it_says(monkeypatch: pytest.MonkeyP
         logger.error("name %s", os.fsdecode(b"\xff"))
         line = ours.recv(9999).decode()
     assert line == f"<27>uringfs[{os.getpid()}]: tests.logs: name \\udcff"
+
+
+def test_nobody_waits_for_a_log_that_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uringfs.logs.MAX_WAIT_MS", 10)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        monkeypatch.setattr(Syslog, "connect", lambda: os.dup(theirs.fileno()))
+        logger = logging.Logger("tests.logs")  # noqa: LOG001 - that nobody else has
+        logger.addHandler(Syslog())
+        for number in range(10_000):
+            logger.info("%d", number)
+        assert ours.recv(9999).endswith(b": 0")
+        with contextlib.suppress(BlockingIOError):
+            while ours.recv(9999):
+                pass
+        logger.info("read again")
+        assert ours.recv(9999).endswith(b": read again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ PRIORITIES = {
 """How syslog(3) and journald call how bad a line is."""
 MAX_LINE = 8192
 """Bytes of one line of syslog's; what is longer (a traceback) ends there."""
+MAX_WAIT_MS = 1000
+"""How long a log that takes no more is waited for, before lines are lost."""
 BURST_S = 10
 """Seconds whose share of lines may come at once."""
 
@@ -148,6 +151,7 @@ class Syslog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._fd = type(self).connect()
+        self._is_stuck = False
         self.setFormatter(logging.Formatter("uringfs[%(process)d]: %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -162,7 +166,22 @@ class Syslog(logging.Handler):
                 self._send(line)
 
     def _send(self, line: bytes) -> None:
-        os.write(self._fd, line[:MAX_LINE])
+        """Who reads the log may himself wait for this mount: he is waited for once, briefly."""
+        while True:
+            try:
+                os.write(self._fd, line[:MAX_LINE])
+            except BlockingIOError:
+                self._is_stuck = self._is_stuck or not self._has_room()
+                if self._is_stuck:
+                    return
+            else:
+                self._is_stuck = False
+                return
+
+    def _has_room(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return bool(poll.poll(MAX_WAIT_MS))
 
     def _connect_anew(self) -> None:
         """Under the same number, which processes that share descriptors know it by."""
@@ -185,8 +204,8 @@ def has_syslog() -> bool:
 
 
 def connect_to_syslog() -> int:
-    """A descriptor whose every write is a line of the machine's log. OSError."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    """A descriptor, of which no write blocks: each is a line of the machine's log. OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         connection.connect(SYSLOG)
     except OSError:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,12 @@ def test_the_log_goes_to_the_machines(apart: Apart, places: Places, tmp_path: Pa
             pass
         return line
 
-    with listen("first.sock") as log:
-        assert apart.run("mount", "-t", "fuse.uringfs", places.source, places.path).returncode == 0
-        status = json.loads(uringfs("ctl", places.path, "status").stdout)
+    with listen("first.sock") as log, ThreadPoolExecutor() as beside:
+        words = ("mount", "-t", "fuse.uringfs", places.source, places.path)
+        mounting = beside.submit(apart.run, *words)
         line = next_with(log, "stop it with")
+        assert mounting.result().returncode == 0
+        status = json.loads(uringfs("ctl", places.path, "status").stdout)
         assert line.startswith(f"<30>uringfs[{status['pid']}]: uringfs: {places.source}")
     # Whoever listened was restarted: the server, in its sandbox, finds the new one.
     with listen("second.sock") as log:

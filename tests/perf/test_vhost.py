@@ -102,7 +102,7 @@ def test_the_load_tells_what_is_wrong(
     load: Path, served: Served, tmp_path: Path, words: list[str], said: str
 ) -> None:
     (served.root / "f").write_bytes(bytes(16384))
-    (tmp_path / "f").write_bytes(bytes(4096) + b"other".ljust(4096) * 3)
+    (tmp_path / "f").write_bytes(b"other".ljust(4096) * 4)
     done = run(load, served, tmp_path / "f", *words, "0", SECONDS)
     assert done.returncode == 1
     assert said in done.stderr
