@@ -119,8 +119,10 @@ def test_what_is_known_is_answered_and_counted(drive: Drive, tree: Path) -> None
                                      (DIRECTORY, "sub"), (FILE, "file")):  # fmt: skip
                     expected = entry(nodeid, tree / name)
                     assert await look_up(device, os.fsencode(name)) == expected
-                assert await look_up(device, b"gone") == Answer(errno.ENOENT, b"")
-                assert await look_up(device, b"x" * 255) == Answer(errno.ENOENT, b"")
+                for missing in (b"gone", b"x" * 255):
+                    # A cold name may take too long, and then the next are Python's.
+                    assert not os.path.lexists(os.fsencode(tree) + b"/" + missing)
+                    assert await look_up(device, missing) == Answer(errno.ENOENT, b"")
                 assert [table.nodes.looked_up(FILE + n) for n in range(3)] == [2, 1, 1]
                 assert table.nodes.looked_up(FILE) == 0
                 for nodeid, name in ((FILE, "file"), (NODE, "."), (DIRECTORY, "sub")):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.mount.harness import wait_until
 from uringfs.sandbox.outside import Outside, Sent
 
 log = logging.getLogger("tests.outside")
@@ -85,7 +86,8 @@ def test_a_descriptor_is_sent(outside: Outside) -> None:
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
-    assert "/etc/passwd" not in outside.call("state")["open"]
+    # The process closes its own once it has sent it.
+    wait_until(lambda: "/etc/passwd" not in outside.call("state")["open"], "it to be closed")
 
 
 def test_nothing_of_the_server_is_held(outside: Outside, tmp_path: Path) -> None:
