@@ -21,6 +21,7 @@ from tests.vhost.served import WAYS, Served, Way
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
 from uringfs.fuse.vhost import wire
+from uringfs.fuse.vhost.virtqueue import signal
 from uringfs.fuse.vhost.wire import FrontEnd, Protocol
 
 ROOT = Path(__file__).parents[2]
@@ -404,3 +405,16 @@ def test_wrong_use_is_one_line(flags: list[str], status: int) -> None:
     done = uringfs("serve", *flags)
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_event_that_nobody_hears_is_none() -> None:
+    """User-Mode Linux, switched off: its event was a pipe."""
+    hears, tells = os.pipe()
+    os.close(hears)
+    signal(tells)
+    os.close(tells)
+    full = os.eventfd(0, os.EFD_NONBLOCK)
+    os.eventfd_write(full, 2**64 - 2)
+    signal(full)
+    assert os.eventfd_read(full) == 2**64 - 2
+    os.close(full)
