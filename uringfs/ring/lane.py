@@ -49,19 +49,6 @@ class LaneRing(Registered):
         self.setup = Setup(self._state.setup_flags)
         self._register_nothing()
 
-    @property
-    def state(self) -> Any:
-        """The struct uf_ring."""
-        return self._state
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def supports(self, opcode: str) -> bool:
-        """Whether this kernel's io_uring has IORING_OP_<opcode>."""
-        return bool(self._state.opcodes[Op[opcode]])
-
     def _check_thread(self) -> None:
         """It is nobody's yet: created R_DISABLED, it belongs to the thread that enables it."""
 

@@ -1,18 +1,20 @@
-"""What a ring registers with the kernel: files, buffers, credentials."""
+"""What any ring is: its state, what it can, what it registers (files, buffers, credentials)."""
 
 import mmap
 import os
 from typing import Any
 
-from uringfs.ring._uring import lib
+from uringfs.ring._uring import ffi, lib
 from uringfs.ring.buffers import BufferPool, BufferTable
 from uringfs.ring.files import FileTable
+from uringfs.ring.uapi import Op
 
 
 class Registered:
-    """What Ring inherits. See io_uring_register(2)."""
+    """What Ring and LaneRing inherit. See io_uring_register(2)."""
 
     _state: Any
+    _closed: bool
     files: FileTable
     personalities = 0
     """How many sets of credentials are registered."""
@@ -20,7 +22,22 @@ class Registered:
     def _check_thread(self) -> None:
         raise NotImplementedError
 
+    @property
+    def state(self) -> Any:
+        """The struct uf_ring, for what rides on it in C."""
+        return self._state
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def supports(self, opcode: str) -> bool:
+        """Whether this kernel's io_uring has IORING_OP_<opcode>."""
+        return self._opcodes[Op[opcode]] != 0
+
     def _register_nothing(self) -> None:
+        """The state is that of an open ring from now on."""
+        self._opcodes = bytes(ffi.buffer(self._state.opcodes))
         self.files = FileTable(self._state, self._check_thread)
         self._buffers = BufferTable(self._state, self._check_thread)
 

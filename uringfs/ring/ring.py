@@ -89,28 +89,14 @@ class Ring(Operations, Registered, Driven):
         self._closed = False
         self.features = Feature(self._state.features)
         self.setup = Setup(self._state.setup_flags)
-        self._opcodes = bytes(ffi.buffer(self._state.opcodes))
         log.debug("io_uring: %s", self.describe())
         self._register_nothing()
 
     # What it is
 
-    def supports(self, opcode: str) -> bool:
-        """Whether this kernel's io_uring has IORING_OP_<opcode>."""
-        return self._opcodes[Op[opcode]] != 0
-
     def describe(self) -> str:
         """One line for logs: sizes, set-up flags, features, and the newest opcode."""
         return describe(self._state)
-
-    @property
-    def state(self) -> Any:
-        """The struct uf_ring, for what rides on it in C."""
-        return self._state
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     @property
     def in_flight(self) -> int:
