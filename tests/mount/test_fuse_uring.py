@@ -19,7 +19,7 @@ import pytest
 
 from tests.mount.conftest import NewMount, fresh
 from tests.mount.harness import OVER_IO_URING, Combination, Mounted, uringfs, wait_until
-from tests.mount.trees import Pair, outcome_of
+from tests.mount.trees import Pair, its_death_is_noticed, outcome_of
 from tests.ring.cut import build
 from uringfs.choices import ENABLE_URING, possible_cpus
 from uringfs.errors import Exit
@@ -179,11 +179,7 @@ def test_it_ends_under_load(new_mount: NewMount, number: signal.Signals | None) 
 
 
 def test_its_death_is_noticed(new_mount: NewMount) -> None:
-    mounted = new_mount()
-    (mounted.path / "file").write_bytes(b"data")
-    mounted.kill()
-    with pytest.raises(OSError, match=r"not connected|abort"):
-        os.stat(mounted.path / "file")
+    its_death_is_noticed(new_mount())
 
 
 def test_data_in_python_as_well(new_mount: NewMount) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.mount.harness import as_user
+import pytest
+
+from tests.mount.harness import Mounted, as_user
 
 USER, GROUP, TEAM = 4321, 8765, 9999
 """Somebody who is not root, the group that goes with it, and one more."""
@@ -45,6 +47,13 @@ def everything_fails(path: Path) -> None:
     assert outcome_of(os.close, fd) == failed
     assert outcome_of(os.chmod, path, 0o600) == failed
     assert outcome_of(os.unlink, path) == failed
+
+
+def its_death_is_noticed(mounted: Mounted) -> None:
+    (mounted.path / "file").write_bytes(b"data")
+    mounted.kill()
+    with pytest.raises(OSError, match=r"not connected|abort"):
+        os.stat(mounted.path / "file")
 
 
 class Node(NamedTuple):
