@@ -4,7 +4,8 @@
 writing and syncing a file called ``EIO`` fails with EIO, and so for every errno. ``half`` reads
 half of what it is asked for; ``slow`` takes a while, and ``most`` reads how many reads of it there
 were at a time. A read of ``stuck`` hangs until somebody writes to ``go``; ``hanging`` reads how
-many do. What it lacks (statfs) fails with ENOSYS.
+many do. What is written to ``late`` waits for ``go`` in the same way, and is there only then.
+What it lacks (statfs) fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Faulty(pyfuse3.Operations):
         self.names = [b"/"]
         self.slow = self.most = self.hanging = 0
         self.go = asyncio.Event()
+        self.late = bytearray(b"r" * SIZE)
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
         attr = pyfuse3.EntryAttributes()
@@ -69,6 +71,8 @@ class Faulty(pyfuse3.Operations):
             self.hanging += 1
             await self.go.wait()
             self.hanging -= 1
+        if name == b"late":
+            return bytes(self.late[off : off + size])
         if name == b"slow":
             self.slow += 1
             self.most = max(self.most, self.slow)
@@ -80,6 +84,11 @@ class Faulty(pyfuse3.Operations):
         self._fail(fh)
         if self.names[fh - 1] == b"go":
             self.go.set()
+        if self.names[fh - 1] == b"late":
+            self.hanging += 1
+            await self.go.wait()
+            self.hanging -= 1
+            self.late[off : off + len(buf)] = buf
         return len(buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -20,6 +20,7 @@ from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.handles import LIST, Handle, HandleMap
 from uringfs.fs.inodes import InodeMap, mount_key
 from uringfs.fs.io import FileIO
+from uringfs.fs.order import Written
 from uringfs.fs.types import (
     Entry,
     Features,
@@ -80,6 +81,7 @@ class Core:
         self.handles = HandleMap() if handles is None else handles
         self.checks_appends = False
         """Whether writes with O_APPEND are looked at, see CHECKED: done twice they would matter."""
+        self.written = Written()
         self._root_handle: FileHandle | None = None
         self._device_traits: dict[tuple[int, int], int] = {}
 
@@ -345,11 +347,15 @@ class Core:
         file, one that has none is not kept: it may have been written by way of one meanwhile.
         """
         policy = self.config.cache_policy
-        uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
-        if uncached or not policy.caches_files:
+        if not self.is_cached(flags):
             return _UNCACHED
         keep = policy is CachePolicy.ALWAYS and not self.features.passthrough
         return Fopen.KEEP_CACHE if keep else _NOTHING_SPECIAL
+
+    def is_cached(self, flags: int) -> bool:
+        """Whether the kernel keeps pages of a file that is opened with ``flags``."""
+        uncached = flags & os.O_DIRECT and self.features.direct_io_mmap
+        return not uncached and self.config.cache_policy.caches_files
 
     def _fopen_backed(self, nodeid: int, flags: int) -> Fopen:
         """The same for one that has a backing file: for some, the kernel only maps that."""

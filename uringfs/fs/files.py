@@ -7,7 +7,7 @@ import os
 
 from uringfs.fs import seal, syscalls
 from uringfs.fs.core import Core, check_name
-from uringfs.fs.handles import FAST, MEMORY, Handle
+from uringfs.fs.handles import CACHED, FAST, MEMORY, Handle
 from uringfs.fs.kinds import is_in_memory
 from uringfs.fs.types import CHECKED, Buffers, Caller, Entry, Opened, OwnedFd, Window
 
@@ -46,7 +46,7 @@ class FileOps(Core):
         if self.features.no_open:
             return Opened(0, self._fopen(flags))
         self.descriptors.keep(file)
-        kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self.traits_of(nodeid, file)
+        kept, traits = self._backing_flags(flags) & ~os.O_TRUNC, self.traits_of(nodeid, file, flags)
         if self._is_checked(kept):
             kept, traits = kept | CHECKED, 0
         fh = self.handles.insert(nodeid, file, kept, traits, self.may_be_backed(file))
@@ -63,14 +63,17 @@ class FileOps(Core):
             return False
         return self.config.seal_size or (self.checks_appends and bool(kept & os.O_APPEND))
 
-    def traits_of(self, nodeid: int, file: OwnedFd) -> int:
-        """What compiled code may know of the file: MEMORY is asked for once for each device."""
+    def traits_of(self, nodeid: int, file: OwnedFd, flags: int) -> int:
+        """What compiled code may know of a file opened with these O_* flags.
+
+        MEMORY is asked for once for each device.
+        """
         device = self.inodes.get(nodeid).ids[:2]
         traits = self._device_traits.get(device)
         if traits is None:
             traits = FAST | MEMORY if is_in_memory(file.fd) else FAST
             self._device_traits[device] = traits
-        return traits
+        return traits | CACHED if self.is_cached(flags) else traits
 
     async def create(
         self,
@@ -136,6 +139,8 @@ class FileOps(Core):
         """
         handle = await self._handle(fh, nodeid, os.O_RDONLY)
         file = await self._variant(handle, flags)
+        if nodeid in self.written:
+            await self.written.wait(nodeid)
         count = await self.io.readv(file.fd, buffers, offset)
         handle.moved += count
         return count
@@ -161,7 +166,12 @@ class FileOps(Core):
         if self.config.seal_size:
             now = handle.flags if flags is None else flags
             seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
-        count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
+        now = handle.flags if flags is None else flags
+        if from_cache or not self.is_cached(now):
+            count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
+        else:
+            with self.written.under_way(nodeid):
+                count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
         handle.moved += count
         return count
 

@@ -31,7 +31,9 @@ LIST = 1 << 28
 """In a row's flags: a directory whose entries are listed as getdents64(2) gives them."""
 LOCKED = 1 << 29
 """In the flags of row 0, see set_locked."""
-TRAITS = FAST | MEMORY | LIST
+CACHED = 1 << 26
+"""In a row's flags: the client reads it by way of its page cache, see order.py."""
+TRAITS = FAST | MEMORY | LIST | CACHED
 
 _OPENED, _FH, _NODEID, _IN_FLIGHT = range(4)
 _WORDS = ENTRY.size // 8
@@ -106,9 +108,9 @@ class HandleMap:
     ) -> int:
         """Enter an open file and return its ``fh``, which is not used again.
 
-        ``traits`` are FAST, MEMORY and LIST, for the table. ``backed``: whether the kernel may move
-        its data itself, see ``backings``; None for what is no regular file. The low half of
-        ``fh`` is its row in the table. OSError ENFILE: there are too many.
+        ``traits`` are FAST, MEMORY, LIST and CACHED, for the table. ``backed``: whether the kernel
+        may move its data itself, see ``backings``; None for what is no regular file. The low half
+        of ``fh`` is its row in the table. OSError ENFILE: there are too many.
         """
         index = self._free.pop() if self._free else self._highest + 1
         if index >= CAPACITY:

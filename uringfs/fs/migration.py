@@ -109,5 +109,5 @@ def _open(fs: PassthroughFs, fh: int, nodeid: int, flags: int) -> None:
     directory = stat.S_ISDIR(inode.mode)
     again = flags & ~(_ONCE | CHECKED) | (os.O_DIRECTORY if directory else 0)
     file = OwnedFd(fs.reopen_now(path.fd, again))
-    traits = fs.dir_traits() if directory else fs.traits_of(nodeid, file)
+    traits = fs.dir_traits() if directory else fs.traits_of(nodeid, file, flags)
     fs.handles.restore(fh, nodeid, file, flags, 0 if flags & CHECKED else traits)

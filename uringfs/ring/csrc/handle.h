@@ -36,6 +36,7 @@ struct uf_handle {
 #define UF_HANDLE_FAST 0x80000000u   /* the pump may serve it */
 #define UF_HANDLE_MEMORY 0x40000000u /* its file system is memory: transfers never wait */
 #define UF_HANDLE_LIST 0x10000000u   /* a directory that the pump may list */
+#define UF_HANDLE_CACHED 0x04000000u /* its client reads it by way of the page cache */
 #define UF_HANDLE_LOCKED 0x20000000u /* in row 0: there are locks, which a FLUSH may drop */
 
 _Static_assert(sizeof(struct uf_handle) == 32, "fs/handles.py packs the same 32 bytes");

@@ -25,6 +25,7 @@
  * where there is no room to queue one, it is written at once. */
 #include "crew.h"
 #include "entry.h"
+#include "order.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -189,6 +190,7 @@ static void claim(struct uf_pump *p, uint32_t slot, const struct uf_handle *h, u
 static void unclaim(struct uf_pump *p, uint32_t slot)
 {
     struct uf_slot *s = &p->slots[slot];
+    uf_end_write(p, slot);
     if (!s->handle)
         return;
     if (!p->apart)
@@ -245,6 +247,41 @@ static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handl
     finish_io(p, slot, done < 0 ? -errno : (int)done);
 }
 
+static void queue_read(struct uf_pump *p, uint32_t slot, int fd, uint64_t offset)
+{
+    struct uf_slot *s = &p->slots[slot];
+    uint8_t *data = uf_slot_data(p, slot);
+    struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
+    fill_header(out, s->unique, (uint32_t)sizeof(*out) + s->size, 0);
+    struct io_uring_sqe *sqe =
+        queue(p, UF_TAG_IO, slot, IORING_OP_READ, fd, data, s->size, offset);
+    use_fixed(p, sqe, slot);
+    queue_chain(p, slot, sqe, out, out->len);
+}
+
+/* Start the READs whose WRITE is done. Each still has its message in its slot. */
+static void start_behind(struct uf_pump *p)
+{
+    for (uint32_t slot = 0; p->behind && slot < p->slot_count; slot++) {
+        struct uf_slot *s = &p->slots[slot];
+        if (s->state != UF_SLOT_BEHIND)
+            continue;
+        struct fuse_in_header in;
+        struct fuse_read_in arg;
+        memcpy(&in, uf_slot_data(p, slot) - UF_IN_SIZE, sizeof(in));
+        memcpy(&arg, uf_slot_data(p, slot) - sizeof(arg), sizeof(arg));
+        const struct uf_handle *h = uf_to_read(&p->handles, in.nodeid, &arg);
+        if (uf_is_written(p, in.nodeid) || !uf_pump_room(p, 2))
+            continue;
+        p->behind--;
+        s->state = UF_SLOT_IO;
+        if (h)
+            queue_read(p, slot, h->fd, arg.offset);
+        else
+            finish_io(p, slot, -EBADF);
+    }
+}
+
 static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                        const void *body)
 {
@@ -258,14 +295,13 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
-    uint8_t *data = uf_slot_data(p, slot);
-    struct fuse_out_header *out = (struct fuse_out_header *)data - 1;
     claim(p, slot, h, arg.size);
-    fill_header(out, in->unique, (uint32_t)sizeof(*out) + arg.size, 0);
-    struct io_uring_sqe *sqe =
-        queue(p, UF_TAG_IO, slot, IORING_OP_READ, h->fd, data, arg.size, arg.offset);
-    use_fixed(p, sqe, slot);
-    queue_chain(p, slot, sqe, out, out->len);
+    if (h->flags & UF_HANDLE_CACHED && uf_is_written(p, in->nodeid)) {
+        p->slots[slot].state = UF_SLOT_BEHIND;
+        p->behind++;
+    } else {
+        queue_read(p, slot, h->fd, arg.offset);
+    }
     return true;
 }
 
@@ -454,6 +490,8 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
     p->arrivals += p->arrived_ns != p->now_ns;
     p->arrived_ns = p->now_ns;
     uf_meter_begin(&p->meter, slot, message, length);
+    if (headed && in.opcode == FUSE_WRITE)
+        uf_note_write(p, slot, &in, message + sizeof(in));
     if (!headed || in.len != length || !__atomic_load_n(&p->fast, __ATOMIC_RELAXED))
         return false;
     switch (in.opcode) {
@@ -640,6 +678,7 @@ static int arm(struct uf_pump *p)
 
 int uf_pump_settle(struct uf_pump *p)
 {
+    start_behind(p);
     offer_slots(p);
     uf_entries_settle(p);
     if (!p->armed && !p->stopping && !p->off_duty && p->offered)
@@ -761,6 +800,7 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
         return -EINVAL;
     if (length >= sizeof(struct fuse_out_header))
         note_reply(&p->slots[slot], uf_slot_base(p, slot) + offset, length);
+    uf_end_write(p, slot);
     send_reply(p, slot, uf_slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
     /* Python comes back here only by way of its event loop. Where little goes on, the client need
      * not wait for that; else one submission is for all. */
@@ -774,6 +814,7 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
         return -EINVAL;
+    uf_end_write(p, slot);
     p->slots[slot].answered_ns = uf_clock_ns();
     if (uf_is_entry(p, slot))
         send_error(p, slot, -EIO, UF_SLOT_REPLY); /* FORGET comes by the device */
@@ -785,8 +826,10 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 /* Answer for Python, which cannot be told of it. */
 void uf_pump_refuse(struct uf_pump *p, uint32_t slot)
 {
-    if (slot < p->slot_count && p->slots[slot].state == UF_SLOT_PYTHON)
-        send_error(p, slot, -EIO, UF_SLOT_REPLY);
+    if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
+        return;
+    uf_end_write(p, slot);
+    send_error(p, slot, -EIO, UF_SLOT_REPLY);
 }
 
 /* Cancel the transfer of a request, of all if `unique` is 0, and say how many there are. Each
@@ -795,12 +838,16 @@ int uf_pump_interrupt(struct uf_pump *p, uint64_t unique)
 {
     int found = 0;
     for (uint32_t slot = 0; slot < p->slot_count; slot++) {
-        if (p->slots[slot].state != UF_SLOT_IO || (unique && p->slots[slot].unique != unique))
+        enum uf_slot_state state = p->slots[slot].state;
+        if ((state != UF_SLOT_IO && state != UF_SLOT_BEHIND) ||
+            (unique && p->slots[slot].unique != unique))
+            continue;
+        found++;
+        if (state == UF_SLOT_BEHIND)
             continue;
         if (!uf_pump_room(p, 1))
             return -EBUSY;
         queue_cancel(p, UF_TAG_IO, slot);
-        found++;
     }
     return found;
 }
@@ -847,6 +894,6 @@ void uf_pump_close(struct uf_pump *p)
     p->slots = NULL;
     p->spare = NULL;
     p->slot_count = p->first_entry = p->spares = p->offered = 0;
-    p->entries = p->held = p->uncommitted = 0;
+    p->entries = p->held = p->uncommitted = p->writing = p->behind = 0;
     p->armed = false;
 }

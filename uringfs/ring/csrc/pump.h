@@ -25,6 +25,7 @@
 enum uf_slot_state {
     UF_SLOT_FREE,
     UF_SLOT_PYTHON,     /* Python is to answer or drop it */
+    UF_SLOT_BEHIND,     /* a READ that waits for a WRITE */
     UF_SLOT_IO,         /* its transfer is under way, with or without a reply behind it */
     UF_SLOT_REPLY,      /* its reply is */
     UF_SLOT_LAST_REPLY, /* its reply was refused; now it gets EIO, or nothing */
@@ -37,6 +38,7 @@ struct uf_slot {
     uint64_t unique;
     uint64_t arrived_ns;
     uint64_t answered_ns; /* 0 as long as it is not, or while the kernel does so in a chain */
+    uint64_t writes; /* the node id of a WRITE from a client's page cache, until it is done */
     uint32_t handle; /* index into the handle table while the pump has a request on it */
     uint32_t opcode;
     uint32_t size;  /* bytes asked for */
@@ -93,6 +95,8 @@ struct uf_pump {
     uint64_t looked_busy_ns;
     uint64_t looked_moved;
     uint64_t looked_arrivals;
+    uint32_t writing; /* slots whose `writes` is set */
+    uint32_t behind;  /* slots in UF_SLOT_BEHIND */
     uint64_t arrivals; /* batches of completions that brought requests */
     uint64_t arrived_ns; /* of the last one */
 
