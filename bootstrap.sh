@@ -38,6 +38,7 @@ TEST_NEEDS=(
     "file     /usr/share/doc/busybox-static busybox-static"
 )
 PYTHONS=(3.13 3.12 3.11)
+REPEATED=3 # tests that may fail beside others, if they pass alone
 
 usage() {
     cat <<'END'
@@ -200,33 +201,67 @@ run_tests() { # pytest argument...
     cd "$ROOT"
     [ $# -eq 0 ] || exec "$VENV/bin/python" -m pytest "$@"
 
-    local own envs=lint,types,sanitize version failed='' said name
+    local own envs=lint,types,sanitize version said failed=''
     own=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in "${PYTHONS[@]}"; do
         # The whole suite runs on our own interpreter below, the quick part on the others.
         [ "$version" = "$own" ] || envs+=,py${version/./}
     done
-    # Side by side, or it takes longer than anybody waits. Each has mounts of its own: a test that
-    # makes a namespace would copy those of the others, and so keep them from ending. Who runs
-    # behind is heard when the mounts' tests are through.
     said=$(mktemp -d)
+    run_suites "$said" "$envs" || failed=yes
+    rm -r "$said"
+    hand_back
+    [ -z "$failed" ] || die "the tests failed, see above"
+}
+
+run_tox() { # environments pytest argument...
+    local envs=$1
+    shift
+    PATH=$PATH$(pyenv_path) unshare --mount "$VENV/bin/tox" run -e "$envs" -- \
+        -m 'not slow and not mount' "$@"
+}
+
+run_mounts() { "$VENV/bin/python" -m pytest tests/mount "$@"; }
+
+run_others() { unshare --mount "$VENV/bin/python" -m pytest --ignore=tests/mount "$@"; }
+
+# Side by side, or it takes longer than anybody waits. Each has mounts of its own: a test that makes
+# a namespace would copy those of the others, and so keep them from ending. Who runs behind is heard
+# when the mounts' tests are through.
+run_suites() { # directory environments
+    local said=$1 envs=$2 name failed=()
     local -A behind
-    PATH=$PATH$(pyenv_path) unshare --mount \
-        "$VENV/bin/tox" run -e "$envs" -- -m 'not slow and not mount' >"$said/tox" 2>&1 &
+    run_tox "$envs" >"$said/tox" 2>&1 &
     behind[tox]=$!
-    unshare --mount "$VENV/bin/python" -m pytest --ignore=tests/mount >"$said/others" 2>&1 &
+    run_others -o cache_dir="$said/others.cache" >"$said/others" 2>&1 &
     behind[others]=$!
     trap 'kill "${behind[@]}" 2>/dev/null' EXIT
-    "$VENV/bin/python" -m pytest tests/mount || failed='the tests of mounts failed'
+    run_mounts -o cache_dir="$said/mounts.cache" | tee "$said/mounts" || failed+=(mounts)
     for name in "${!behind[@]}"; do
         say "waiting for: $name"
-        wait "${behind[$name]}" || failed+=" $name failed, see above"
+        wait "${behind[$name]}" || failed+=("$name")
         cat "$said/$name"
     done
     trap - EXIT
-    rm -r "$said"
-    hand_back
-    [ -z "$failed" ] || die "$failed"
+    for name in ${failed[@]+"${failed[@]}"}; do
+        if [ "$name" = tox ]; then
+            again "$said/tox" run_tox "$(sed -n 's/^  \([a-z0-9]*\): FAIL.*/\1/p' "$said/tox" | paste -sd,)"
+        else
+            again "$said/$name" "run_$name" -o cache_dir="$said/$name.cache"
+        fi || return 1
+    done
+}
+
+# Where three suites share two processors, a few may fail that do not alone. What fails alone fails.
+again() { # log command...
+    local log=$1 count
+    shift
+    count=$(grep -cE '^(FAILED|ERROR) ' "$log" || true)
+    say "failed beside the others:"
+    grep -E '^(FAILED|ERROR) |: FAIL ' "$log" >&2 || tail -n 20 "$log" >&2
+    [ "$count" -gt 0 ] && [ "$count" -le "$REPEATED" ] || return 1
+    say "alone, once more:"
+    "$@" --last-failed --last-failed-no-failures=none
 }
 
 main() {

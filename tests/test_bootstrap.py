@@ -163,6 +163,47 @@ def test_what_was_made_for_the_tests_mounts_too(checkout: Path, pip_log: Path) -
     assert pip_log.read_text() == ""
 
 
+SUITE = """#!/bin/sh
+case "$*" in
+    *install*|*-c*) exit 0 ;;
+    *--last-failed*) echo "$@" >> "{log}"; exit {alone} ;;
+    *{suite}*) for i in $(seq {count}); do echo "FAILED tests/test_$i.py"; done; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("suite", ["tests/mount", "--ignore=tests/mount"])
+@pytest.mark.parametrize(
+    ("count", "alone", "status"), [(1, 0, 0), (3, 0, 0), (3, 1, 1), (4, 0, 1), (0, 0, 1)]
+)
+def test_what_fails_alone_fails(
+    checkout: Path, pip_log: Path, suite: str, count: int, alone: int, status: int
+) -> None:
+    """A few tests that failed beside the other suites are run once more, by themselves."""
+    script = SUITE.format(log=pip_log, alone=alone, suite=suite, count=count)
+    write_script(checkout / ".venv/bin/tox", "#!/bin/sh\n")
+    assert run(checkout, "build").returncode == 0
+    write_script(checkout / ".venv/bin/python", script.replace("*tests/mount*", "*' tests/mount'*"))
+    done = run(checkout, "test")
+    assert done.returncode == status
+    assert done.stderr.count("FAILED") == count
+    repeated = pip_log.read_text() if pip_log.exists() else ""
+    assert (suite in repeated) == (0 < count <= 3)
+
+
+def test_only_the_environments_that_failed_are_run_again(checkout: Path, pip_log: Path) -> None:
+    write_script(
+        checkout / ".venv/bin/tox",
+        f'#!/bin/sh\necho "$@" >> "{pip_log}"\ncase "$*" in *--last-failed*) exit 0 ;; esac\n'
+        'printf "FAILED tests/x.py\\n  lint: OK (1)\\n  py312: FAIL code 1\\n"\nexit 1\n',
+    )
+    done = run(checkout, "test")
+    assert done.returncode == 0, done.stderr
+    first, second = [each for each in pip_log.read_text().splitlines() if each.startswith("run ")]
+    assert "lint,types,sanitize" in first
+    assert "-e py312 " in second
+
+
 def test_a_failed_build_is_tried_again(checkout: Path, pip_log: Path) -> None:
     python = checkout / ".venv/bin/python"
     good = python.read_text()
