@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from uringfs.fuse.dispatch import Dispatcher
 from uringfs.fuse.request import Reply, Request
 from uringfs.ring import Ring
 from uringfs.ring.lane import Channel, Lane, Lanes
+from uringfs.ring.mover import WRITTEN
 from uringfs.ring.pump import HEADERS, PAGE, Pump
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ class PumpedDevice:
             "handles": handles.table,
             "max_transfer": max_write,
             "flag_mask": os.O_DIRECT | os.O_APPEND,
+            "written": mmap.mmap(-1, WRITTEN),
             "on_end": ended,
         }
         self.pump = Pump(

@@ -26,7 +26,7 @@ TAG_UNSENT: int = lib.UF_TAG_UNSENT
 ENDED: int = lib.UF_LANE_ENDED
 LOOK_S = 0.001
 """How often is looked whether lanes that were busy have let go of a file."""
-OPCODES = frozenset({Op.MSG_RING})
+OPCODES = frozenset({Op.MSG_RING, Op.TIMEOUT})
 """What lanes need on their rings and on the loop's, beside what a pump puts there."""
 
 CALL, LEAVE = 600, 150

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from uringfs.ring._uring import ffi, lib
 
+WRITTEN: int = lib.UF_WRITTEN * ffi.sizeof("uint32_t")
+"""Bytes of the table in csrc/order.h."""
+
 
 class Served(NamedTuple):
     """A request that was served: struct uf_record. `head` is the beginning of its message."""
@@ -42,6 +45,12 @@ class Mover:
         if moved_kib is not None:
             self._moved_kib = ffi.from_buffer("uint32_t[]", moved_kib)
             self._state.handles.moved_kib = self._moved_kib
+
+    def _order_by(self, written: mmap.mmap | None) -> None:
+        """Count WRITEs under way there, for READs not to overtake them: `WRITTEN` bytes."""
+        memory = mmap.mmap(-1, WRITTEN) if written is None else written
+        self._written = ffi.from_buffer("uint32_t[]", memory)
+        self._state.handles.written = self._written
 
     def configure(self, *, flag_mask: int) -> None:
         """What O_* flags a request must share with its handle, once that is negotiated."""

@@ -82,7 +82,8 @@ class Pump(Mover):
     `slots` requests can be under way, of `max_transfer` bytes of data. A request must share the
     O_* flags in `flag_mask` with its handle to be served here. `no_fsetid` is a personality
     without CAP_FSETID; 0: Python serves writes that clear set-ID bits. In `moved_kib`, 4 bytes for
-    each row, is counted what is moved by it.
+    each row, is counted what is moved by it; `written`, of `WRITTEN` bytes, is common to the pumps
+    of one device.
 
     With `queues`, one for each possible CPU, requests can come over io_uring: see `register`.
     `slots` are then shared out among them, `room_of_queue` for each, and the device has some
@@ -102,6 +103,7 @@ class Pump(Mover):
         flag_mask: int,
         no_fsetid: int,
         moved_kib: mmap.mmap | None = None,
+        written: mmap.mmap | None = None,
         on_request: Callable[[int, int], None],
         on_end: Callable[[int], None],
         queues: int = 0,
@@ -137,6 +139,7 @@ class Pump(Mover):
         state.handles.flag_mask = flag_mask
         state.handles.no_fsetid = no_fsetid
         self._count_moved(moved_kib)
+        self._order_by(written)
         state.fast = True
         self._slots = slots
         self._closed = False

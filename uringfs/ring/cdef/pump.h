@@ -5,6 +5,7 @@
 #define UF_TAG_REFUSED ...
 #define UF_PAGE ...
 #define UF_IN_SIZE ...
+#define UF_WRITTEN ...
 
 struct uf_handle {
     ...;
@@ -16,6 +17,7 @@ struct uf_handles {
     uint32_t flag_mask;
     uint16_t no_fsetid;
     uint32_t *moved_kib;
+    uint32_t *written;
     ...;
 };
 

@@ -47,6 +47,7 @@ struct uf_handles {
     uint32_t flag_mask; /* O_* that a request must share with its handle */
     uint16_t no_fsetid; /* personality without CAP_FSETID; 0: Python clears set-ID bits */
     uint32_t *moved_kib; /* by the transfers of each row; wraps. NULL: nobody wants to know */
+    uint32_t *written;   /* see order.h */
     struct uf_handle found;
 };
 

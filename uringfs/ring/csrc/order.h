@@ -6,39 +6,51 @@
  * then overtakes the WRITE fills a page with what was there before it, zeros behind the old end,
  * and the client is shown those for as long as the page lasts.
  *
- * The kernel has one such WRITE of a file under way at a time. What goes past the page cache, or
- * is written back from it later, it keeps apart from READs itself. */
+ * So WRITEs under way are counted, by a hash of the inode, in a table that all have in common who
+ * serve the same files; a READ waits until the count is 0. The kernel has one such WRITE of a file
+ * under way at a time. What goes past the page cache, or is written back from it later, it keeps
+ * apart from READs itself. */
 #ifndef URINGFS_ORDER_H
 #define URINGFS_ORDER_H
 
-#include "pump.h"
+#include "handle.h"
 
-/* A WRITE has come, for Python or for the pump. */
-static inline void uf_note_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
-                                 const void *body)
+#include <string.h>
+
+#define UF_WRITTEN 1024u
+#define UF_NUDGE_NS 50000 /* about what a WRITE takes; for who waits for another thread's */
+
+/* Where those of an inode are counted. */
+static inline uint32_t *uf_written(const struct uf_handles *t, uint64_t nodeid)
+{
+    return &t->written[nodeid % UF_WRITTEN];
+}
+
+/* Whether a READ would overtake one. */
+static inline bool uf_is_written(const struct uf_handles *t, uint64_t nodeid)
+{
+    return __atomic_load_n(uf_written(t, nodeid), __ATOMIC_ACQUIRE);
+}
+
+/* A WRITE has come, whoever will serve it: where it is counted, or NULL if it is not. */
+static inline uint32_t *uf_begin_write(const struct uf_handles *t, uint64_t nodeid,
+                                       const void *body)
 {
     struct fuse_write_in arg;
     memcpy(&arg, body, sizeof(arg));
-    if (in->len < UF_IN_SIZE || arg.write_flags & FUSE_WRITE_CACHE || arg.flags & O_DIRECT)
-        return;
-    p->slots[slot].writes = in->nodeid;
-    p->writing += in->nodeid != 0;
+    if (arg.write_flags & FUSE_WRITE_CACHE || arg.flags & O_DIRECT)
+        return NULL;
+    uint32_t *count = uf_written(t, nodeid);
+    __atomic_fetch_add(count, 1, __ATOMIC_ACQ_REL);
+    return count;
 }
 
-/* It is done, whatever came of it. Slots with other requests have nothing to end. */
-static inline void uf_end_write(struct uf_pump *p, uint32_t slot)
+/* It is done, whatever came of it. */
+static inline void uf_end_write(uint32_t **count)
 {
-    p->writing -= p->slots[slot].writes != 0;
-    p->slots[slot].writes = 0;
-}
-
-/* Whether a READ of this inode would overtake one. */
-static inline bool uf_is_written(const struct uf_pump *p, uint64_t nodeid)
-{
-    for (uint32_t slot = 0; p->writing && slot < p->slot_count; slot++)
-        if (p->slots[slot].writes == nodeid)
-            return true;
-    return false;
+    if (*count)
+        __atomic_fetch_sub(*count, 1, __ATOMIC_ACQ_REL);
+    *count = NULL;
 }
 
 #endif

@@ -24,10 +24,10 @@
  * completion is held against the state of its slot, and nobody who waits is left without a reply:
  * where there is no room to queue one, it is written at once. */
 #include "crew.h"
+#include "dirents.h"
 #include "entry.h"
 #include "order.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -190,7 +190,7 @@ static void claim(struct uf_pump *p, uint32_t slot, const struct uf_handle *h, u
 static void unclaim(struct uf_pump *p, uint32_t slot)
 {
     struct uf_slot *s = &p->slots[slot];
-    uf_end_write(p, slot);
+    uf_end_write(&p->slots[slot].writes);
     if (!s->handle)
         return;
     if (!p->apart)
@@ -259,26 +259,34 @@ static void queue_read(struct uf_pump *p, uint32_t slot, int fd, uint64_t offset
     queue_chain(p, slot, sqe, out, out->len);
 }
 
-/* Start the READs whose WRITE is done. Each still has its message in its slot. */
-static void start_behind(struct uf_pump *p)
+/* Start a READ whose WRITE is done; its message is still in its slot. */
+static void start_behind(struct uf_pump *p, uint32_t slot)
 {
-    for (uint32_t slot = 0; p->behind && slot < p->slot_count; slot++) {
-        struct uf_slot *s = &p->slots[slot];
-        if (s->state != UF_SLOT_BEHIND)
-            continue;
-        struct fuse_in_header in;
-        struct fuse_read_in arg;
-        memcpy(&in, uf_slot_data(p, slot) - UF_IN_SIZE, sizeof(in));
-        memcpy(&arg, uf_slot_data(p, slot) - sizeof(arg), sizeof(arg));
-        const struct uf_handle *h = uf_to_read(&p->handles, in.nodeid, &arg);
-        if (uf_is_written(p, in.nodeid) || !uf_pump_room(p, 2))
-            continue;
-        p->behind--;
-        s->state = UF_SLOT_IO;
-        if (h)
-            queue_read(p, slot, h->fd, arg.offset);
-        else
-            finish_io(p, slot, -EBADF);
+    struct fuse_in_header in;
+    struct fuse_read_in arg;
+    memcpy(&in, uf_slot_data(p, slot) - UF_IN_SIZE, sizeof(in));
+    memcpy(&arg, uf_slot_data(p, slot) - sizeof(arg), sizeof(arg));
+    const struct uf_handle *h = uf_to_read(&p->handles, in.nodeid, &arg);
+    if (uf_is_written(&p->handles, in.nodeid) || !uf_pump_room(p, 2))
+        return;
+    p->behind--;
+    p->slots[slot].state = UF_SLOT_IO;
+    if (h)
+        queue_read(p, slot, h->fd, arg.offset);
+    else
+        finish_io(p, slot, -EBADF);
+}
+
+/* A WRITE of this pump's is heard of when it is done; for one of another's it is looked again. */
+static void look_behind(struct uf_pump *p)
+{
+    static struct __kernel_timespec soon = {.tv_nsec = UF_NUDGE_NS};
+    for (uint32_t slot = 0; p->behind && slot < p->slot_count; slot++)
+        if (p->slots[slot].state == UF_SLOT_BEHIND)
+            start_behind(p, slot);
+    if (p->behind && p->crew && !p->nudging && uf_pump_room(p, 1)) {
+        queue(p, UF_TAG_NUDGE, 0, IORING_OP_TIMEOUT, -1, &soon, 1, 0);
+        p->nudging = true;
     }
 }
 
@@ -296,7 +304,7 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
         return true;
     }
     claim(p, slot, h, arg.size);
-    if (h->flags & UF_HANDLE_CACHED && uf_is_written(p, in->nodeid)) {
+    if (h->flags & UF_HANDLE_CACHED && uf_is_written(&p->handles, in->nodeid)) {
         p->slots[slot].state = UF_SLOT_BEHIND;
         p->behind++;
     } else {
@@ -362,27 +370,6 @@ static bool answer_flush(struct uf_pump *p, uint32_t slot, const struct fuse_in_
     return true;
 }
 
-static uint32_t pack_dirents(uint8_t *out, uint32_t room, const uint8_t *in, uint32_t length)
-{
-    uint32_t used = 0;
-    for (uint32_t at = 0; at < length;) {
-        const struct dirent64 *d = (const struct dirent64 *)(in + at);
-        struct fuse_dirent header = {.ino = d->d_ino,
-                                     .off = (uint64_t)d->d_off,
-                                     .namelen = (uint32_t)strlen(d->d_name),
-                                     .type = d->d_type};
-        uint32_t size = (uint32_t)FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + header.namelen);
-        if (size > room - used)
-            break;
-        memset(out + used + size - 8, 0, 8);
-        memcpy(out + used, &header, FUSE_NAME_OFFSET);
-        memcpy(out + used + FUSE_NAME_OFFSET, d->d_name, header.namelen);
-        used += size;
-        at += d->d_reclen;
-    }
-    return used;
-}
-
 /* Reading a directory may wait for a disk, and there is no operation of io_uring's for it. So it
  * is done here only as long as nobody else would have to wait. */
 static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
@@ -405,7 +392,7 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
         send_error(p, slot, -errno, UF_SLOT_REPLY);
         return true;
     }
-    uint32_t used = pack_dirents(data, arg.size, raw, (uint32_t)length);
+    uint32_t used = uf_pack_dirents(data, arg.size, raw, (uint32_t)length);
     p->slots[slot].moved = used;
     fill_header(out, in->unique, (uint32_t)sizeof(*out) + used, 0);
     send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
@@ -490,8 +477,8 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
     p->arrivals += p->arrived_ns != p->now_ns;
     p->arrived_ns = p->now_ns;
     uf_meter_begin(&p->meter, slot, message, length);
-    if (headed && in.opcode == FUSE_WRITE)
-        uf_note_write(p, slot, &in, message + sizeof(in));
+    if (headed && in.opcode == FUSE_WRITE && length >= UF_IN_SIZE)
+        s->writes = uf_begin_write(&p->handles, in.nodeid, message + sizeof(in));
     if (!headed || in.len != length || !__atomic_load_n(&p->fast, __ATOMIC_RELAXED))
         return false;
     switch (in.opcode) {
@@ -657,6 +644,9 @@ bool uf_pump_complete(struct uf_pump *p, const struct io_uring_cqe *cqe, uint64_
         p->ring->at_once--;
         finish_reply(p, slot, cqe->res);
         return false;
+    case UF_TAG_NUDGE:
+        p->nudging = false;
+        return false;
     case UF_TAG_ENTRY:
         return take_entry(p, slot, cqe->res, data, res);
     default:
@@ -678,7 +668,7 @@ static int arm(struct uf_pump *p)
 
 int uf_pump_settle(struct uf_pump *p)
 {
-    start_behind(p);
+    look_behind(p);
     offer_slots(p);
     uf_entries_settle(p);
     if (!p->armed && !p->stopping && !p->off_duty && p->offered)
@@ -800,7 +790,7 @@ int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t le
         return -EINVAL;
     if (length >= sizeof(struct fuse_out_header))
         note_reply(&p->slots[slot], uf_slot_base(p, slot) + offset, length);
-    uf_end_write(p, slot);
+    uf_end_write(&p->slots[slot].writes);
     send_reply(p, slot, uf_slot_base(p, slot) + offset, length, UF_SLOT_REPLY);
     /* Python comes back here only by way of its event loop. Where little goes on, the client need
      * not wait for that; else one submission is for all. */
@@ -814,7 +804,7 @@ int uf_pump_drop(struct uf_pump *p, uint32_t slot)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
         return -EINVAL;
-    uf_end_write(p, slot);
+    uf_end_write(&p->slots[slot].writes);
     p->slots[slot].answered_ns = uf_clock_ns();
     if (uf_is_entry(p, slot))
         send_error(p, slot, -EIO, UF_SLOT_REPLY); /* FORGET comes by the device */
@@ -828,7 +818,7 @@ void uf_pump_refuse(struct uf_pump *p, uint32_t slot)
 {
     if (slot >= p->slot_count || p->slots[slot].state != UF_SLOT_PYTHON)
         return;
-    uf_end_write(p, slot);
+    uf_end_write(&p->slots[slot].writes);
     send_error(p, slot, -EIO, UF_SLOT_REPLY);
 }
 
@@ -894,6 +884,6 @@ void uf_pump_close(struct uf_pump *p)
     p->slots = NULL;
     p->spare = NULL;
     p->slot_count = p->first_entry = p->spares = p->offered = 0;
-    p->entries = p->held = p->uncommitted = p->writing = p->behind = 0;
+    p->entries = p->held = p->uncommitted = p->behind = 0;
     p->armed = false;
 }

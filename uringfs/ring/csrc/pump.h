@@ -16,6 +16,7 @@
 #define UF_TAG_IO 0x82u
 #define UF_TAG_REPLY 0x83u   /* by itself */
 #define UF_TAG_CHAINED 0x84u /* behind its transfer */
+#define UF_TAG_NUDGE 0x88u
 
 #define UF_PAGE 4096u
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
@@ -38,7 +39,7 @@ struct uf_slot {
     uint64_t unique;
     uint64_t arrived_ns;
     uint64_t answered_ns; /* 0 as long as it is not, or while the kernel does so in a chain */
-    uint64_t writes; /* the node id of a WRITE from a client's page cache, until it is done */
+    uint32_t *writes; /* where a WRITE is counted that is not done */
     uint32_t handle; /* index into the handle table while the pump has a request on it */
     uint32_t opcode;
     uint32_t size;  /* bytes asked for */
@@ -95,8 +96,8 @@ struct uf_pump {
     uint64_t looked_busy_ns;
     uint64_t looked_moved;
     uint64_t looked_arrivals;
-    uint32_t writing; /* slots whose `writes` is set */
-    uint32_t behind;  /* slots in UF_SLOT_BEHIND */
+    uint32_t behind; /* slots in UF_SLOT_BEHIND */
+    bool nudging;    /* there will be a completion for their sake */
     uint64_t arrivals; /* batches of completions that brought requests */
     uint64_t arrived_ns; /* of the last one */
 
