@@ -40,7 +40,7 @@ ANON_KIB = 256
 """By so much private memory may differ from step to step, as pages of malloc's come and go."""
 _BUFFER = re.compile(r"^ +\d+: 0x[0-9a-f]+/[1-9]\d*$", re.MULTILINE)
 _FILE = re.compile(r"^ +\d+: (?!0x|<none>).+$", re.MULTILINE)
-"""Lines of a ring's /proc/PID/fdinfo."""
+"""Lines of /proc/PID/fdinfo of a ring; a lane has one of its own."""
 
 
 @dataclass
@@ -145,10 +145,8 @@ def _settled(path: Path) -> Sample:
             break
     pid = status["pid"]
     fds = os.listdir(f"/proc/{pid}/fd")
-    ring = next(
-        (fd for fd in fds if os.readlink(f"/proc/{pid}/fd/{fd}") == "anon_inode:[io_uring]"), None
-    )
-    told = Path(f"/proc/{pid}/fdinfo/{ring}").read_text() if ring else ""
+    rings = [fd for fd in fds if os.readlink(f"/proc/{pid}/fd/{fd}") == "anon_inode:[io_uring]"]
+    told = "".join(Path(f"/proc/{pid}/fdinfo/{ring}").read_text() for ring in rings)
     return Sample(
         operations=sum(status["requests"].values()), descriptors=len(fds),
         inodes=status["inodes"], handles=status["handles"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -132,15 +133,26 @@ def failing_below(parent: Path) -> Generator[Path]:
             server.kill()
 
 
-@pytest.fixture(scope="module")
-def fuse_uring() -> Generator[None]:
-    """The kernel's switch for FUSE over io_uring is on."""
+@contextmanager
+def fuse_uring_on() -> Generator[None]:
+    """The kernel's switch for FUSE over io_uring is on: the machine's, so other suites wait."""
     if not ENABLE_URING.exists():
         pytest.skip("this kernel has no FUSE over io_uring")
-    before = ENABLE_URING.read_text()
-    ENABLE_URING.write_text("Y")
-    yield
-    ENABLE_URING.write_text(before)
+    with ENABLE_URING.open() as switch:
+        fcntl.flock(switch, fcntl.LOCK_EX)
+        before = switch.read()
+        ENABLE_URING.write_text("Y")
+        try:
+            yield
+        finally:
+            ENABLE_URING.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def fuse_uring() -> Generator[None]:
+    """The same for a module."""
+    with fuse_uring_on():
+        yield
 
 
 @pytest.fixture

@@ -16,12 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from uringfs.control import ask, socket_path
 from uringfs.fuse.mounts import mount_at
 
 URINGFS = [sys.executable, "-m", "uringfs"]
 TIMEOUT_S = 20.0
 TROUBLE = re.compile(r"Traceback|ERROR|CRITICAL|Warning:|never awaited", re.MULTILINE)
+REPORT = re.compile(r"ERROR: \w+Sanitizer|\.[ch]:\d+:\d+: runtime error: ")
+"""Of a server whose C is built with sanitizers (tox -e sanitize)."""
 
 
 class Combination(NamedTuple):
@@ -66,6 +70,11 @@ ONE_OF_EACH = [
 """Both sessions and both kinds of I/O, for what takes long."""
 
 
+by_default = pytest.mark.skipif(
+    "URINGFS_TEST_FLAGS" in os.environ, reason="is about servers that are given no flags"
+)
+
+
 def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
@@ -88,6 +97,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = TIMEOU
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout} s for: {what}"
         time.sleep(0.01)
+
+
+def assert_no_report(log: str) -> None:
+    """No sanitizer has found anything, whatever else the test has brought about."""
+    found = REPORT.search(log)
+    assert not found, log[found.start() :][:5000]
 
 
 class Mounted:
@@ -171,6 +186,7 @@ class Mounted:
                 self.process.wait(TIMEOUT_S)
         finally:
             forced += self._force()
+        assert_no_report(self.log())
         assert not forced, f"{forced}; log: {self._end_of_log()}"
         killed = self.process.returncode == -signal.SIGKILL
         assert self.process.returncode == 0 or killed, (self.process.returncode, self._end_of_log())

@@ -25,7 +25,7 @@ def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "hidden"
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(HIDE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(directory), os.getcwd()]))
+    monkeypatch.setenv("PYTHONPATH", str(directory))
 
 
 INTERPRETED = [each for each in COMBINATIONS if each.name in ("dev-sync", "dev-pool")]

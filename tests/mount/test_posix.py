@@ -6,6 +6,7 @@ the file system below it has.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.mount.conftest import fresh
+from tests.mount.conftest import fresh, fuse_uring_on
 from tests.mount.harness import BACKED, COMBINATIONS, OVER_IO_URING, Mounted
 
 ROOT = Path(__file__).parents[2]
@@ -119,17 +120,16 @@ def test_a_mount_passes(
     name: str, kind: str, plain: Outcomes, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     (flags,) = (each.flags for each in WAYS if each.name == name)
-    if name == OVER_IO_URING.name:
-        request.getfixturevalue("fuse_uring")
     source = fresh(request.getfixturevalue(kind), "source")
-    mounted = Mounted(
-        source, fresh(tmp_path, "mnt"), tmp_path / "log", (*flags, "-o", "xattr,allow_other")
-    )
-    try:
-        mounted.wait_live()
-        outcomes = run(mounted.path, tmp_path)
-    finally:
-        mounted.end()
+    with fuse_uring_on() if name == OVER_IO_URING.name else contextlib.nullcontext():
+        mounted = Mounted(
+            source, fresh(tmp_path, "mnt"), tmp_path / "log", (*flags, "-o", "xattr,allow_other")
+        )
+        try:
+            mounted.wait_live()
+            outcomes = run(mounted.path, tmp_path)
+        finally:
+            mounted.end()
     assert not outcomes.failed, outcomes.failed
     lost = functions(outcomes.skipped - plain.skipped)
     known = BY_KERNEL | (BY_DEV if name.startswith("dev") else BY_PYFUSE3)

@@ -28,7 +28,7 @@ def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "old"
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(OLD_KERNEL)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(directory), os.getcwd()]))
+    monkeypatch.setenv("PYTHONPATH", str(directory))
 
 
 @pytest.mark.usefixtures("old_kernel")

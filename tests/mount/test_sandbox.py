@@ -15,6 +15,7 @@ from tests.mount.harness import (
     COMBINATIONS,
     Combination,
     as_user,
+    by_default,
     server_command,
     uringfs,
     wait_until,
@@ -174,7 +175,10 @@ def test_what_is_asked_for_and_cannot_be_had_is_told(
 
 
 @pytest.mark.parametrize("kind", ["namespace", "chroot", "none"])
-@pytest.mark.parametrize(("flags", "seccomp"), [((), "kill"), (("--seccomp=none",), "none")])
+@pytest.mark.parametrize(
+    ("flags", "seccomp"),
+    [pytest.param((), "kill", marks=by_default), (("--seccomp=none",), "none")],
+)
 def test_each_kind_serves_and_unmounts(
     new_mount: NewMount, kind: str, flags: tuple[str, ...], seccomp: str
 ) -> None:

@@ -29,11 +29,12 @@ def with_handler(
 ) -> Supervised:
     """A mount whose processes do that on SIGUSR2."""
     (top / "sitecustomize.py").write_text(
-        "import ctypes, errno, signal\n"
+        "import ctypes, errno, signal, sys\n"
+        f"sys.path.append({str(Path(__file__).parents[2])!r})\n"
         "from tests.mount.seccomp import deny_io_uring\n"
         f"signal.signal(signal.SIGUSR2, lambda *_: {action})\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{top}:{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", str(top))
     return new_supervised()
 
 
@@ -62,8 +63,8 @@ def test_a_request_that_every_server_dies_of(
 ) -> None:
     """Here of a call that the filter does not know."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_MKDIR)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
-    mount = new_supervised()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    mount = new_supervised("--seccomp=kill")
     mount.expected.append("MKDIR is answered with EIO")
     with open(mount.path / "file", "w+b", buffering=0) as file:
         assert outcome_of(os.mkdir, mount.path / "dir").error == "EIO"

@@ -1,6 +1,6 @@
 """Run CPython's own tests with RingEventLoop in the place of asyncio.SelectorEventLoop.
 
-usage: python -m tests.ring.cpython_runner MODULE [CLASS ...]
+usage: python -P tests/ring/cpython_runner.py MODULE [CLASS ...]
 
 A process of its own, since the patches go deep and the tests change global state. The last line
 of output is JSON: how many tests ran, and how many loops or selectors of ours they made.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+RUNNER = Path(__file__).with_name("cpython_runner.py")
 
 # (module, classes or all, the fewest tests that must run: so that an empty run is a failure)
 SUITES = [
@@ -41,7 +42,7 @@ def test_cpython(module: str, classes: list[str], fewest: int) -> None:
             "pyenv's has it)"
         )
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ring.cpython_runner", module, *classes],
+        [sys.executable, "-P", RUNNER, module, *classes],
         cwd=ROOT, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

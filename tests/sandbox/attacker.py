@@ -1,6 +1,6 @@
 """Somebody who has taken over a server: runs in its sandbox, and tries to get out.
 
-Usage: python -m tests.sandbox.attacker ATTEMPT OPTIONS, OPTIONS as JSON: "source", "secret" (a file
+Usage: python tests/sandbox/attacker.py ATTEMPT OPTIONS, OPTIONS as JSON: "source", "secret" (a file
 beside it), "config", "server" and "carrier" for confine(). Prints "out" with what was reached, or
 "held" with the error.
 """

@@ -16,6 +16,7 @@ import pytest
 
 from tests.sandbox.attacker import Attacker
 
+ATTACKER = Path(__file__).with_name("attacker.py")
 ATTEMPTS = [name for name in vars(Attacker) if name.startswith("by_")]
 SECRET = "a secret beside the source"
 
@@ -44,7 +45,7 @@ def attack(place: Path, attempt: str, **options: Any) -> tuple[int, str]:
     (place / "secret").write_text(SECRET)
     options |= {"source": str(place / "source"), "secret": str(place / "secret")}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sandbox.attacker", attempt, json.dumps(options)],
+        [sys.executable, ATTACKER, attempt, json.dumps(options)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr

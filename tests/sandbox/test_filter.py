@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import Mounted, server_command, uringfs, wait_until
+from tests.mount.harness import Mounted, by_default, server_command, uringfs, wait_until
 from tests.mount.test_sandbox import field
 from uringfs.errors import Exit
 from uringfs.sandbox import seccomp
@@ -124,6 +124,7 @@ def use(mounted: Mounted) -> None:
     os.rmdir(path / "dir")
 
 
+@by_default
 @pytest.mark.parametrize(
     "flags",
     [
@@ -160,6 +161,7 @@ def without_libseccomp(tmp_path: Path) -> Callable[[], None]:
     return lambda: os.environ.update(LD_LIBRARY_PATH=str(tmp_path))
 
 
+@by_default
 def test_without_libseccomp_it_goes_on_and_says_so(
     serve: Callable[..., Mounted], tmp_path: Path
 ) -> None:

@@ -9,7 +9,14 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.mount.harness import TIMEOUT_S, TROUBLE, server_command, uringfs, wait_until
+from tests.mount.harness import (
+    TIMEOUT_S,
+    TROUBLE,
+    assert_no_report,
+    server_command,
+    uringfs,
+    wait_until,
+)
 from uringfs.control import ask, socket_path
 
 
@@ -118,6 +125,7 @@ class Served:
             self.process.send_signal(signal.SIGABRT)  # faulthandler tells where it was
             self.process.wait(TIMEOUT_S)
             status = -1
+        assert_no_report(self._log.read_text(errors="backslashreplace"))
         assert status in (0, -signal.SIGKILL), (status, self.log()[-3000:])
         trouble = self.new_trouble()
         assert not trouble, trouble[-3000:]
