@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from perf import draw
 from perf.model import Case, Run
 from perf.report import Figures
+from perf.scale import CURVES
 from perf.stats import FEWEST_ROUNDS
 
 PERCENTILES = {"p50": "p50", "p99": "p99", "p999": "p99.9"}
@@ -144,6 +145,7 @@ class _Page:
 
     def curve(self, curve: str) -> Chart | None:
         """What ``perf scale`` measured."""
+        over = CURVES[curve].over
         found: Panels[list[tuple[int, float]]] = {}
         for point in self._run.points:
             for name, value in point.values.items() if point.curve == curve else ():
@@ -151,9 +153,9 @@ class _Page:
                 line.append((point.count, value))
 
         def show(axes: Axes, name: str, lines: Lines) -> None:
-            draw.lines(axes, name, "", curve, lines, self._looks)
+            draw.lines(axes, name, "", over, lines, self._looks)
 
-        return self._chart(f"curve-{curve}", f"Curve: {curve}", "", found, draw.room_for_ends, show)
+        return self._chart(f"curve-{curve}", f"By {over}", "", found, draw.room_for_ends, show)
 
     def _cases(self, backing: str) -> list[Case]:
         """Those whose figures mean something."""

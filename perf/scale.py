@@ -9,6 +9,7 @@ its own. ``native`` is the same work without a mount.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -35,7 +36,7 @@ KB_PER_FILE = 4
 RESERVE = 200
 """Descriptors that a process needs besides the files it opens."""
 
-NEW, AGAIN, MEMORY = "new, µs", "again, µs", "bytes each"
+MEMORY = "bytes each"
 
 _clock = time.perf_counter_ns
 
@@ -43,8 +44,8 @@ T = TypeVar("T")
 
 
 def inodes(target: Target, sampler: Sampler, counts: Sequence[int]) -> Iterator[Point]:
-    """stat(2) of files never seen before (``new``) and of known ones in no order (``again``), at
-    each number of known inodes. The counts rise."""
+    """stat(2) of files never seen before and of known ones in no order, at each number of known
+    inodes. The counts rise."""
     counts = [count - count % PER_DIRECTORY for count in counts]
     with _served(target, sampler, counts[-1]) as (source, served):
         _fill(source, counts[-1])
@@ -53,14 +54,16 @@ def inodes(target: Target, sampler: Sampler, counts: Sequence[int]) -> Iterator[
         for count in counts:
             fresh = [_timed(os.stat, batch) for batch in _batches(served, known, count)]
             again = [_timed(os.stat, _some(served, count)) for _ in range(BATCHES)]
-            values = {NEW: median(fresh[-BATCHES:]), AGAIN: median(again), **memory.each(count)}
+            values = {
+                "stat of a new one, µs": median(fresh[-BATCHES:]),
+                "of a known one, µs": median(again), **memory.each(count),
+            }  # fmt: skip
             yield Point("inodes", target.name, count, values)
             known = count
 
 
 def entries(target: Target, sampler: Sampler, counts: Sequence[int]) -> Iterator[Point]:
-    """An entry of a readdir (``new``), and stat(2) of random names (``again``), in directories of
-    each size."""
+    """An entry of a readdir, and stat(2) of random names, in directories of each size."""
     with _served(target, sampler, sum(counts)) as (source, served):
         for count in counts:
             _fill(source / str(count), count, per_directory=count)
@@ -73,14 +76,17 @@ def entries(target: Target, sampler: Sampler, counts: Sequence[int]) -> Iterator
                 for _ in range(BATCHES)
             ]
             again = [_timed(os.stat, batch) for batch in names]
-            values = {NEW: median(listed), AGAIN: median(again), **memory.each(count)}
+            values = {
+                "entry of a readdir, µs": median(listed), "stat, µs": median(again),
+                **memory.each(count),
+            }  # fmt: skip
             yield Point("entries", target.name, count, values)
 
 
 def open_files(target: Target, sampler: Sampler, counts: Sequence[int]) -> Iterator[Point]:
-    """open(2) of one more file (``new``), and pread(2) of a byte of open ones in no order
-    (``again``), at each number of open files, as far as RLIMIT_NOFILE lets the client go. The
-    curve of a server that cannot follow ends where it fails."""
+    """open(2) of one more file, pread(2) of a byte of open ones in no order and close(2) of the
+    last, at each number of open files, as far as RLIMIT_NOFILE lets the client go. The curve of a
+    server that cannot follow ends where it fails."""
     counts = _within_limit(counts)
     files: list[int] = []
     with _served(target, sampler, counts[-1]) as (source, served), _closing(files):
@@ -100,7 +106,16 @@ def open_files(target: Target, sampler: Sampler, counts: Sequence[int]) -> Itera
                 _timed(lambda fd: os.pread(fd, 1, 0), random.choices(files, k=BATCH))
                 for _ in range(BATCHES)
             ]
-            values = {NEW: median(fresh[-BATCHES:]), AGAIN: median(again), **memory.each(count)}
+            closed = []
+            for _ in range(BATCHES):
+                last, files[-BATCH:] = files[-BATCH:], []
+                closed.append(_timed(os.close, last))
+                for path in itertools.chain(*_batches(served, count - len(last), count)):
+                    more(path)
+            values = {
+                "open, µs": median(fresh[-BATCHES:]), "pread, µs": median(again),
+                "close, µs": median(closed), **memory.each(count),
+            }  # fmt: skip
             yield Point("open", target.name, count, values)
 
 
@@ -119,20 +134,21 @@ Measure = Callable[[Target, Sampler, Sequence[int]], Iterator[Point]]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """How a curve is measured, at which counts if none are given, and the least count."""
+    """How a curve is measured, over what, at which counts if none are given, and the least."""
 
     measure: Measure
+    over: str
     counts: tuple[int, ...]
     least: int = 1
 
 
 _SIZES = (1000, 10_000, 100_000, 1_000_000)
 CURVES = {
-    "inodes": Curve(inodes, _SIZES, PER_DIRECTORY),
-    "entries": Curve(entries, _SIZES),
-    "open": Curve(open_files, _SIZES[:3], PER_DIRECTORY),
-    "depth": Curve(depth, (1, 2, 4, 8, 16, 32, 64, 128)),
-    "jobs": Curve(jobs, (1, 2, 4, 8)),
+    "inodes": Curve(inodes, "known inodes", _SIZES, PER_DIRECTORY),
+    "entries": Curve(entries, "entries of the directory", _SIZES),
+    "open": Curve(open_files, "open files", _SIZES[:3], PER_DIRECTORY),
+    "depth": Curve(depth, "queue depth", (1, 2, 4, 8, 16, 32, 64, 128)),
+    "jobs": Curve(jobs, "jobs", (1, 2, 4, 8)),
 }
 
 

@@ -38,7 +38,7 @@ def many() -> Run:
     )
     made.cases = cases
     made.points = [
-        Point("inodes", name, count, {"new, µs": cost})
+        Point("inodes", name, count, {"stat, µs": cost})
         for name, cost in (("native", 2.0), ("dev-async", 60.0))
         for count in (1000, 1_000_000)
     ]

@@ -30,7 +30,7 @@ def test_every_chart_is_there_and_names_what_it_shows() -> None:
     assert {"dev-async", "hp-4t", "3.00", "9.00"} <= texts["cpu-disk"]
     assert "native" not in texts["cpu-disk"]
     assert {"0.250", "3.00"} <= texts["syscalls-disk"]
-    assert {"new, µs", "1k", "1M"} <= texts["curve-inodes"]
+    assert {"stat, µs", "1k", "1M"} <= texts["curve-inodes"]
 
 
 def _texts(svg: str) -> set[str]:
@@ -53,7 +53,7 @@ def test_checks_are_not_drawn_and_nothing_makes_no_chart() -> None:
 def test_the_page_needs_nothing_else() -> None:
     made = many()
     made.machine["cpu"] = "<fast> & cheap"
-    made.points.append(Point("inodes", "native", 1, {"new, µs": 1.0}))
+    made.points.append(Point("inodes", "native", 1, {"stat, µs": 1.0}))
     text = page(made)
     assert text.count("<svg") == len(charts(made))
     assert not re.findall(r'(?:src|href)="(?!#)', text)

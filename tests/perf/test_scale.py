@@ -49,11 +49,13 @@ def test_counts_rise_or_are_the_curves_own(curve: str) -> None:
 def test_a_report_has_a_line_for_each_point() -> None:
     run = Run({}, {}, [], [])
     run.points = [
-        Point("inodes", "native", 1000, {"new, µs": 1.234, "again, µs": 2.0}),
-        Point("inodes", "x", 1_000_000, {"new, µs": 55.5, "again, µs": 60.25, "bytes each": 335.4}),
+        Point("inodes", "native", 1000, {"stat, µs": 1.234, "known, µs": 2.0}),
+        Point(
+            "inodes", "x", 1_000_000, {"stat, µs": 55.5, "known, µs": 60.25, "bytes each": 335.4}
+        ),
     ]
     assert markdown(run).partition("## Curve: inodes\n\n")[2].splitlines()[:4] == [
-        "| inodes | target | new, µs | again, µs | bytes each |",
+        "| inodes | target | stat, µs | known, µs | bytes each |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| 1,000 | native | 1.23 | 2.00 |  |",
         "| 1,000,000 | x | 55.5 | 60.2 | 335 |",

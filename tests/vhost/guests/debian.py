@@ -31,9 +31,10 @@ class Kernel:
     modules: tuple[Path, ...]
 
 
-def cloud_kernel() -> Kernel:
-    """Debian's kernel for virtual machines, with virtio over PCI, virtio-fs and ext4."""
-    top = unpacked(_newest_cloud_image())
+def cloud_kernel(top: Path | None = None) -> Kernel:
+    """Debian's kernel for virtual machines, with virtio over PCI, virtio-fs and ext4: that of this
+    release, or one that is unpacked in ``top``."""
+    top = top or unpacked(_newest_cloud_image())
     names = (
         "virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
         "virtio_blk", "fuse", "virtiofs",
@@ -108,7 +109,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _modules(top: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    return tuple(_only(top, f"**/{name}.ko") for name in names)
+    built_in = _only(top, "**/modules.builtin").read_text()
+    return tuple(_only(top, f"**/{name}.ko*") for name in names if f"/{name}.ko\n" not in built_in)
 
 
 def _only(top: Path, pattern: str) -> Path:

@@ -6,6 +6,7 @@ and each boot adds its task.
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
@@ -47,12 +48,18 @@ def base(kernel: Kernel, programs: Iterable[Path]) -> bytes:
         shutil.copy(busybox(), top / "bin/busybox")
         (top / "bin/sh").symlink_to("busybox")
         for number, module in enumerate(kernel.modules):
-            shutil.copy(module, top / f"modules/{number}-{module.name}")
+            (top / f"modules/{number}-{module.name}").write_bytes(_content(module))
         (top / "init").write_text(INIT)
         (top / "init").chmod(0o755)
         for each in programs:
             add_program(top, each)
         return archive(top)
+
+
+def _content(module: Path) -> bytes:
+    """As Debian's kernels have it from 13 on, busybox cannot read it."""
+    content = module.read_bytes()
+    return lzma.decompress(content) if module.suffix == ".xz" else content
 
 
 def with_task(base: bytes, task: str) -> bytes:

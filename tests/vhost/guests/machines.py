@@ -21,6 +21,8 @@ WORDS = ("quiet", "panic=-1")
 """For every kernel."""
 LSM = "capability"
 """A kernel with SELinux would label each new file."""
+PARALLEL = ("-smp", "2", "-accel", "tcg,thread=multi")
+COUNTED = ("-smp", "1", "-accel", "tcg,thread=single", "-icount", "shift=0")
 VIRTIO_FS = 26
 """The device's number (Virtual I/O Device specification, 5)."""
 
@@ -105,16 +107,18 @@ def qemu(
     *,
     shares: Sequence[Share] = (),
     drives: Sequence[str] = (),
+    memory: str = "256M",
+    counted: bool = False,
 ) -> list[str | Path]:
-    """QEMU without KVM: shares, and drives in the words of ``-drive``."""
-    memory = "256M"
+    """QEMU without KVM: shares, and drives in the words of ``-drive``. ``counted``: one processor,
+    and the guest's clock goes on by a nanosecond with each of its instructions."""
     words = " ".join(("console=ttyS0", *WORDS, f"lsm={LSM}"))
     command: list[str | Path] = [
-        QEMU, "-M", "pc,memory-backend=mem", "-m", memory, "-smp", "2",
+        QEMU, "-M", "pc,memory-backend=mem", "-m", memory,
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
         # QEMU 7.2 emulates cmpxchg16b wrongly: newer kernels fault at random.
         # Without rdrand it waits for seconds until it has random numbers.
-        "-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16,+rdrand",
+        "-cpu", "qemu64,-cx16,+rdrand", *(COUNTED if counted else PARALLEL),
         "-object", f"memory-backend-memfd,id=mem,size={memory},share=on",
         "-kernel", kernel.image, "-initrd", initrd, "-append", words,
     ]  # fmt: skip
