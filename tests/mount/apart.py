@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -26,7 +27,8 @@ echo ready
 exec sleep 1000
 """
 
-_HELPER = f"""#!{sys.executable}
+# mount(8) takes out of the environment what a sanitizer needs.
+_HELPER = f"""#!/usr/bin/env -S LD_PRELOAD={os.environ.get("LD_PRELOAD", "")} {sys.executable}
 import sys
 from uringfs.cli import mount_helper
 sys.exit(mount_helper())
