@@ -201,7 +201,7 @@ run_tests() { # pytest argument...
     cd "$ROOT"
     [ $# -eq 0 ] || exec "$VENV/bin/python" -m pytest "$@"
 
-    local own envs=lint,types,sanitize version said failed=''
+    local own envs=lint,types,sanitize,threads version said failed=''
     own=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in "${PYTHONS[@]}"; do
         # The whole suite runs on our own interpreter below, the quick part on the others.

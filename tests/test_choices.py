@@ -110,6 +110,8 @@ def test_requests_come_by_the_device(carrier: str, options: dict[str, Any], why:
 def test_requests_over_io_uring_cannot_be_had() -> None:
     with pytest.raises(UserError, match="fuse_uring=on: supervise: "):
         chosen(fuse_uring="on", supervise=True)
+    with pytest.raises(UserError, match="fuse_uring=on: lanes=2: "):
+        chosen(fuse_uring="on", lanes=2)
 
 
 @pytest.mark.parametrize("place", ["tmpfs", "overlay", "proc"])
@@ -180,6 +182,7 @@ def test_lanes_by_cpus(monkeypatch: pytest.MonkeyPatch, cpus: int, value: str) -
         ("pyfuse3", {"session": "pyfuse3"}, "session=pyfuse3"),
         ("dev", {"pump": False}, "no pump"),
         ("dev", {"supervise": True}, "supervise"),
+        ("dev", {"ring_refused": "no such call"}, "io_uring"),
     ],
 )
 def test_where_one_lane_has_to_do(

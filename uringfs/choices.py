@@ -203,7 +203,7 @@ def _passthrough(config: Config, server: ServerConfig, session: Choice) -> Choic
 
 
 _PASSED = {
-    "auto": "the kernel reads and writes files, but for who writes with O_DIRECT beside another",
+    "auto": "the kernel reads and writes files, but those that several write with O_DIRECT",
     "readers": "the kernel reads and writes files, but for who writes with O_DIRECT",
     "on": "files are read and written by the kernel",
 }

@@ -84,7 +84,7 @@ def backing_files(chosen: str, backings: Backings, errands: Errands) -> BackingF
     """What the kernel is told of files by, for kernel_passthrough; None for off."""
     if chosen == "off":
         return None
-    backings.passed_writers = {"auto": 1, "readers": 0}.get(chosen)
+    backings.passes_writers = {"on": True, "readers": False}.get(chosen)
     if has_capability("sys_admin"):
         return BackingFiles()
     backings.smallest = 0 if chosen == "on" else WORTH_AN_ERRAND

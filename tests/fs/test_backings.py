@@ -57,32 +57,54 @@ def test_one_number_for_all_opens_of_an_inode(backings: Backings, fd: int) -> No
     assert (backings.of(NODE), backings.of(NODE + 1), len(backings)) == (0, 2, 1)
 
 
-def test_who_writes_directly_beside_another_is_kept(backings: Backings, fd: int) -> None:
-    for flags in (WRITES, *OTHERS):
+def write_at_once(backings: Backings, fd: int, count: int) -> list[bool]:
+    """Whether so many who opened the file to write it with O_DIRECT were served by us."""
+    kept = []
+    for _ in range(count):
+        backings.hold(NODE, fd, WRITES, True)
+        kept.append(backings.keeps(NODE, WRITES))
+    for _ in range(count):
+        backings.drop(NODE, WRITES)
+    return kept
+
+
+def test_who_wrote_a_file_the_last_time_decides(backings: Backings, fd: int) -> None:
+    backings.hold(NODE, fd, os.O_RDONLY, True)  # and stays
+    assert write_at_once(backings, fd, 1) == [False]
+    assert write_at_once(backings, fd, 2) == [False, False]
+    for flags in OTHERS:
         backings.hold(NODE, fd, flags, True)
         assert not backings.keeps(NODE, flags)
-    backings.hold(NODE, fd, WRITES, True)
-    assert backings.keeps(NODE, WRITES)
-    assert not any(backings.keeps(NODE, flags) for flags in OTHERS)
-    backings.drop(NODE, WRITES)
-    backings.drop(NODE, WRITES)
-    backings.hold(NODE, fd, WRITES, True)
-    assert not backings.keeps(NODE, WRITES)
+        backings.drop(NODE, flags)
+    assert write_at_once(backings, fd, 3) == [True] * 3
+    assert write_at_once(backings, fd, 1) == [True]
+    assert write_at_once(backings, fd, 1) == [False]
+
+
+def test_it_is_not_remembered_of_ever_more(
+    backings: Backings, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uringfs.fs.backings._REMEMBERED", 1)
+    write_at_once(backings, fd, 2)
+    for _ in range(2):
+        backings.hold(NODE + 1, fd, WRITES, True)
+    for _ in range(2):
+        backings.drop(NODE + 1, WRITES)
+    assert (backings.keeps(NODE, WRITES), backings.keeps(NODE + 1, WRITES)) == (False, True)
 
 
 def test_a_successor_counts_on(backings: Backings, fd: int) -> None:
     backings.take_up(NODE, 3, WRITES)
-    backings.take_up(NODE, 3, os.O_RDONLY)
-    assert backings.hold(NODE, fd, WRITES, True) == 3
+    backings.take_up(NODE, 3, WRITES)
+    assert backings.hold(NODE, fd, os.O_RDONLY, True) == 3
+    for _ in range(2):
+        backings.drop(NODE, WRITES)
     assert backings.keeps(NODE, WRITES)
 
 
-@pytest.mark.parametrize(("passed", "keeps"), [(None, False), (0, True)])
-def test_all_are_passed_or_none(
-    backings: Backings, fd: int, passed: int | None, keeps: bool
-) -> None:
-    backings.passed_writers = passed
+@pytest.mark.parametrize("passes", [True, False])
+def test_all_are_passed_or_none(backings: Backings, fd: int, passes: bool) -> None:
+    backings.passes_writers = passes
     for _ in range(2):
-        backings.hold(NODE, fd, WRITES, True)
-        assert backings.keeps(NODE, WRITES) == keeps
-        assert not any(backings.keeps(NODE, flags) for flags in OTHERS)
+        assert write_at_once(backings, fd, 2) == [not passes] * 2
+    assert not any(backings.keeps(NODE, flags) for flags in OTHERS)

@@ -85,7 +85,7 @@ def test_reads_and_writes_do_not_reach_the_server(shared_mount: Mounted, path: P
     assert made["read"] == made["write"] == 0
 
 
-def test_who_writes_directly_beside_another_is_served_as_asked(
+def test_what_several_write_directly_is_served_the_next_time(
     combination: Combination, shared_mount: Mounted, path: Path
 ) -> None:
     """auto: by the server, whose writes need not wait for one another."""
@@ -94,20 +94,20 @@ def test_who_writes_directly_beside_another_is_served_as_asked(
         write_direct(fd, letter * PAGE, PAGE)
         assert read_direct(fd, PAGE, PAGE) == letter * PAGE
 
-    def work() -> None:
-        with opened(path, os.O_RDWR | os.O_DIRECT) as fd:
-            write(fd, b"a")
-            with opened(path, os.O_RDWR | os.O_DIRECT) as other:
-                for each in (fd, other):
-                    write(each, b"b")
-            write(fd, b"c")
-        with opened(path, os.O_RDWR | os.O_DIRECT) as fd:
-            write(fd, b"d")
+    def work(count: int) -> None:
+        with contextlib.ExitStack() as stack:
+            flags = os.O_RDWR | os.O_DIRECT
+            fds = [stack.enter_context(opened(path, flags)) for _ in range(count)]
+            for letter in (b"a", b"b"):
+                for fd in fds:
+                    write(fd, letter)
 
-    made = requests_of(shared_mount, work)
-    served = combination is AUTO
-    assert (made["write"], made["read"]) == ((1, 1) if served else (0, 0))
-    assert path.read_bytes()[PAGE : PAGE + 1] == b"d"
+    served = 2 if combination is AUTO else 0
+    for count, times in ((1, 0), (2, 0), (2, served), (1, served), (1, 0)):
+        made = requests_of(shared_mount, lambda: work(count))  # noqa: B023
+        assert (made["write"], made["read"]) == (times * count, times * count)
+        wait_until(lambda: shared_mount.status()["handles"] == 0, "the file to be closed")
+    assert path.read_bytes()[PAGE : PAGE + 1] == b"b"
 
 
 @ALONE

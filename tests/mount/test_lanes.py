@@ -53,7 +53,7 @@ def taken(mounted: Mounted) -> Sequence[int]:
 @contextlib.contextmanager
 def load(mounted: Mounted) -> Generator[None]:
     """Enough to be more than one lane's."""
-    options = ("--rw=randrw", "--bs=4k-16k", "--time_based", "--runtime=60")
+    options = ("--rw=randrw", "--bs=4k-16k", "--size=1M", "--time_based", "--runtime=60")
     with fio(mounted.path / "load", *options) as process:
         try:
             wait_until(lambda: min(taken(mounted)) > 50, "two lanes to serve")
@@ -166,6 +166,17 @@ def _waits(pid: int) -> bool:
     return "flock" in Path(f"/proc/{pid}/stack").read_text()
 
 
+def test_switched_under_load(busy: Mounted) -> None:
+    verify = ("--rw=randwrite", "--bs=4k-16k", "--verify=crc32c", "--verify_state_save=0")
+    with fio(busy.path / "switched", *verify, "--size=2M") as process:
+        for way in ("off", "on"):
+            assert ask(socket_path(str(busy.path)), "async-io", way)["async_io"] == way
+            before = sum(taken(busy))
+            wait_until(lambda: sum(taken(busy)) > before + 100, "more of it")  # noqa: B023
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+
+
 @pytest.mark.parametrize("how", ["signal", "umount", "abort"])
 def test_it_ends_under_load(new_mount: NewMount, how: str) -> None:
     mounted = new_mount()
@@ -183,34 +194,13 @@ def test_it_ends_under_load(new_mount: NewMount, how: str) -> None:
     assert how == "abort" or not trouble  # what was open cannot be written back then
 
 
-def test_switched_under_load(new_mount: NewMount) -> None:
-    mounted = new_mount()
-    verify = ("--rw=randwrite", "--bs=4k-16k", "--verify=crc32c", "--verify_state_save=0")
-    with load(mounted), fio(mounted.path / "fio", *verify, "--size=2M") as process:
-        for way in ("off", "on"):
-            assert ask(socket_path(str(mounted.path)), "async-io", way)["async_io"] == way
-            before = sum(taken(mounted))
-            wait_until(lambda: sum(taken(mounted)) > before + 100, "more of it")  # noqa: B023
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, said
-
-
 def test_its_death_is_noticed(new_mount: NewMount) -> None:
     its_death_is_noticed(new_mount())
 
 
-@pytest.mark.parametrize(
-    ("flags", "why"),
-    [
-        (("--supervise",), "supervise"),
-        (("--no-async-io",), "io_uring"),
-        (("--no-pump",), "no pump"),
-        (("--session=pyfuse3",), "session=pyfuse3"),
-        (("--fuse-uring=on",), "lanes=2"),
-    ],
-)
-def test_where_there_is_but_one(tmp_path: Path, flags: tuple[str, ...], why: str) -> None:
+def test_where_there_is_but_one(tmp_path: Path) -> None:
+    """tests/test_choices.py has the other reasons."""
     source, path = fresh(tmp_path, "source"), fresh(tmp_path, "mnt")
-    done = uringfs("mount", "--lanes=2", *flags, source, path)
+    done = uringfs("mount", "--lanes=2", "--supervise", source, path)
     assert (done.returncode, done.stderr.count("\n")) == (Exit.USAGE, 1), done.stderr
-    assert why in done.stderr
+    assert "supervise" in done.stderr

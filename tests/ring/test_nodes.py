@@ -14,6 +14,7 @@ import pytest
 
 from tests.ring.device import NODE, Answer, Device, listening
 from tests.ring.drives import Drive
+from tests.ring.lanes import lanes_at_work
 from uringfs.fs.syscalls import AT_FDCWD, AT_SYMLINK_NOFOLLOW, statx
 from uringfs.fs.types import Entry, OwnedFd
 from uringfs.fuse import abi
@@ -130,6 +131,35 @@ def test_what_is_known_is_answered_and_counted(drive: Drive, tree: Path) -> None
                 assert device.seen == []
                 assert device.pump.stats()["fast"] == {Opcode.LOOKUP: 7, Opcode.GETATTR: 3}
                 assert device.pump.stats()["failed"] == {Opcode.LOOKUP: 2}
+
+    drive(main)
+
+
+def test_what_lanes_are_asked_the_loop_s_pump_answers(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as first, lanes_at_work(ring, 2) as lanes:
+            with known(first, tree) as table:
+                for lane in lanes:
+                    lane.pump.chief = first.pump
+                    assert await look_up(lane, b"file") == entry(FILE, tree / "file")
+                    assert await look_up(lane, b"gone") == Answer(errno.ENOENT, b"")
+                    assert await get_attr(lane, FILE) == attributes(tree / "file")
+                    answer = await set_attr(lane, FILE, abi.FATTR_MODE, mode=0o640)
+                    assert answer == attributes(tree / "file")
+                    assert lane.seen == []
+                    for body in (b"", b"name"):  # which do not end
+                        assert (await lane.call(Opcode.LOOKUP, body)).error == errno.ENOSYS
+                    assert (await look_up(lane, b"new")).error == errno.ENOSYS
+                    first.pump.fast = False
+                    assert (await get_attr(lane, FILE)).error == errno.ENOSYS
+                    first.pump.fast = True
+                    assert lane.seen == [Opcode.LOOKUP] * 3 + [Opcode.GETATTR]
+                    await lane.idle()
+                    assert lane.pump.stats()["failed"] == {Opcode.LOOKUP: 4, Opcode.GETATTR: 1}
+                assert table.nodes.looked_up(FILE) == 2
+                fast = {Opcode.LOOKUP: 4, Opcode.GETATTR: 2, Opcode.SETATTR: 2}
+                assert first.pump.stats()["fast"] == fast
+                assert first.seen == []
 
     drive(main)
 

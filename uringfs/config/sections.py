@@ -214,8 +214,8 @@ class ServerConfig:
         "auto",
         values.choice("auto", "readers", "on", "off"),
         "WHEN",
-        "have the kernel itself read and write what is open: auto (all but who writes with "
-        "O_DIRECT beside another), readers (all but who writes with O_DIRECT), on, off "
+        "have the kernel itself read and write what is open: auto (all but files that "
+        "several write with O_DIRECT), readers (all but who writes with O_DIRECT), on, off "
         "(docs/performance.md)",
     )
     fuse_uring: str = _option(

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 _FOR_NOW = (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 """Refusals that say nothing of the next file; others are the whole file system's."""
 
+_REMEMBERED = 1 << 12
+"""Files."""
+
 
 def writes_directly(flags: int) -> bool:
     """Whether a file that was opened with these O_* flags is written past the page cache."""
@@ -36,16 +39,20 @@ class Registrar(Protocol):
 
 
 class _Held:
-    __slots__ = ("backing", "direct_writers", "opens")
+    __slots__ = ("backing", "direct_writers", "most", "opens")
 
     def __init__(self, backing: int) -> None:
         self.backing = backing
         self.opens = 0
         self.direct_writers = 0
+        self.most = 0
+        """Of these at once, since there were none."""
 
     def count(self, flags: int, step: int) -> None:
         self.opens += step
-        self.direct_writers += step if writes_directly(flags) else 0
+        if writes_directly(flags):
+            self.direct_writers += step
+            self.most = max(self.most, self.direct_writers)
 
 
 class Backings:
@@ -54,14 +61,18 @@ class Backings:
     def __init__(self) -> None:
         self.registrar: Registrar | None = None
         """Without, files that have a number keep it, and no others get one."""
-        self.passed_writers: int | None = 1
-        """How many that write one file with O_DIRECT need not be served by us; None: any number.
+        self.passes_writers: bool | None = None
+        """Whether the kernel makes the writes of those who write with O_DIRECT; None: unless there
+        were several the last time that anybody wrote the file so.
 
         The kernel has those who wait for each write do so one after the other; we do not. But if
-        one has many writes under way, the kernel makes those together, and faster than we do."""
+        one has many writes under way, the kernel makes those together, and faster than we do. Some
+        by it and some by us is slower than either."""
         self.smallest = 0
         """Bytes of a file that is worth registering, where it is opened for reading."""
         self._held: dict[int, _Held] = {}
+        self._shared: dict[int, None] = {}
+        """Files that several wrote at once with O_DIRECT the last time, the latest last."""
         self._refused: set[int] = set()
 
     def __len__(self) -> int:
@@ -86,9 +97,9 @@ class Backings:
 
     def keeps(self, nodeid: int, flags: int) -> bool:
         """Whether who has just opened it with these O_* flags is served by us all the same."""
-        if self.passed_writers is None or not writes_directly(flags):
+        if not writes_directly(flags):
             return False
-        return self._held[nodeid].direct_writers > self.passed_writers
+        return nodeid in self._shared if self.passes_writers is None else not self.passes_writers
 
     def take_up(self, nodeid: int, backing: int, flags: int) -> None:
         """Count an open that a server before this one has answered."""
@@ -100,10 +111,20 @@ class Backings:
         if held is None:
             return
         held.count(flags, -1)
+        if writes_directly(flags) and not held.direct_writers:
+            self._note_writers(nodeid, held.most)
+            held.most = 0
         if not held.opens:
             del self._held[nodeid]
             if held.backing and self.registrar is not None:
                 self.registrar.unregister(held.backing)
+
+    def _note_writers(self, nodeid: int, most: int) -> None:
+        self._shared.pop(nodeid, None)
+        if most > 1:
+            self._shared[nodeid] = None
+        if len(self._shared) > _REMEMBERED:
+            del self._shared[next(iter(self._shared))]
 
     def _register(self, fd: int, flags: int) -> int:
         if self.registrar is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from uringfs.ring._uring import ffi, lib
-from uringfs.ring.pump import Pump, abandon
+from uringfs.ring.pump import NO_SLOT, Pump, abandon
 from uringfs.ring.registered import Registered
 from uringfs.ring.ring import TAG_SHIFT, Ring
 from uringfs.ring.setup import open_ring
@@ -94,6 +94,8 @@ class Lane(Pump):
         lane.number = number
         self._answers: dict[int, tuple[int, int, int]] = {}
         self.running = self._ending = False
+        self.chief: Pump | None = None
+        """The loop's own pump, which answers what its table of inodes can."""
 
     def start(self) -> None:
         """Start the thread, which listens to the device. OSError: there can be no more threads."""
@@ -132,11 +134,17 @@ class Lane(Pump):
 
     def arrived(self, user_data: int, res: int) -> None:
         """A message of the lane's has come."""
-        if user_data & _SLOT == ENDED:
+        slot = user_data & _SLOT
+        if slot == ENDED:
             self._check(lib.uf_lane_join(self._lane))
             self.running = False
+        elif slot != NO_SLOT and (size := self._chief_says(slot, res)):
+            self.reply(slot, 0, size)
         else:
             self._arrived(user_data, res)
+
+    def _chief_says(self, slot: int, length: int) -> int:
+        return self.chief.answer_for(self, slot, length) if self.chief is not None else 0
 
     def unsent(self, user_data: int, res: int) -> None:
         """The kernel had no memory for an order. Those that are no answers are repeated anyway."""
@@ -193,7 +201,8 @@ class Lanes:
     def form_crew(self, pump: Pump, call: int = CALL, leave: int = LEAVE) -> None:
         """Before they start: have each listen only while there is work for it, see csrc/crew.c.
 
-        `pump` always listens. One whose thread is busy for `call` of 1000 calls another.
+        `pump` always listens, and answers for them what its table of inodes can. One whose thread
+        is busy for `call` of 1000 calls another.
         """
         if not self._lanes:
             return
@@ -201,6 +210,8 @@ class Lanes:
         crew.call_permille, crew.leave_permille = call, leave
         for number, each in enumerate((pump, *self._lanes)):
             each.join(crew, number)
+        for lane in self._lanes:
+            lane.chief = pump
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._lanes)

@@ -206,6 +206,12 @@ class Pump(Mover):
             proc_self_fd=proc_self_fd, entry_valid=entry_valid, attr_valid=attr_valid,
         )  # fmt: skip
 
+    def answer_for(self, other: "Pump", slot: int, length: int) -> int:
+        """Answer by the table of inodes a request that another pump was about to hand to Python.
+
+        The size of the reply, which is put to the start of the other's slot; 0: Python has to."""
+        return int(lib.uf_pump_answer(self._state, other._state, slot, length))
+
     def _refused(self, _user_data: int, res: int) -> None:
         if not self._was_refused:
             self._was_refused = True
@@ -288,17 +294,19 @@ class Pump(Mover):
         return int(self._state.offered + self._state.spares)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start: by opcode, requests and those served here, and latencies.
+        """Counters since the start: by opcode, requests and those served here, those of other pumps
+        included (`answer_for`), and latencies.
 
         `latency[opcode][b]` counts requests that took 2**b to 2**(b+1) nanoseconds from the
         device and back, `failed[opcode]` those answered with an error.
         """
         state = self._state
-        opcodes = [code for code in range(lib.UF_OPCODES) if state.requests[code]]
+        both = list(enumerate(zip(state.requests, state.fast_requests, strict=True)))
+        requests = {code: taken for code, (taken, _) in both if taken}
         return {
-            "requests": {code: state.requests[code] for code in opcodes},
-            "fast": {code: state.fast_requests[code] for code in opcodes},
-            **self._measured(opcodes),
+            "requests": requests,
+            "fast": {code: fast for code, (taken, fast) in both if taken or fast},
+            **self._measured(list(requests)),
             "starved": state.starved,
             "refused": state.refused,
             "free_slots": self._free_slots,

@@ -60,6 +60,8 @@ int uf_pump_stop(struct uf_pump *p);
 int uf_pump_reply(struct uf_pump *p, uint32_t slot, uint32_t offset, uint32_t length);
 int uf_pump_drop(struct uf_pump *p, uint32_t slot);
 int uf_pump_interrupt(struct uf_pump *p, uint64_t unique);
+uint32_t uf_pump_answer(struct uf_pump *p, const struct uf_pump *forwarder, uint32_t slot,
+                        uint32_t length);
 int uf_pump_register(struct uf_pump *p, uint32_t queues);
 uint32_t uf_pump_waiting(const struct uf_pump *p, uint32_t *opcode, uint64_t *since_ns,
                          uint32_t room);

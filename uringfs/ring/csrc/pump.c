@@ -399,64 +399,70 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
     return true;
 }
 
-/* `length` as uf_look_up() and its like tell it, of the body that they have put to its place. */
-static bool answer_body(struct uf_pump *p, uint32_t slot, int length)
-{
-    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
-    struct uf_slot *s = &p->slots[slot];
-    if (!length)
-        return false;
-    p->fast_requests[s->opcode]++;
-    if (length < 0) {
-        send_error(p, slot, length, UF_SLOT_REPLY);
-        return true;
-    }
-    fill_header(out, s->unique, (uint32_t)sizeof(*out) + (uint32_t)length, 0);
-    send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
-    return true;
-}
-
-static void *reply_body(struct uf_pump *p, uint32_t slot)
-{
-    return uf_slot_base(p, slot) + sizeof(struct fuse_out_header);
-}
-
-static bool answer_lookup(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
-                          const char *name)
+/* Whether the name is one whole string is looked at here. */
+static int look_up(struct uf_pump *p, const struct fuse_in_header *in, const char *name, void *out)
 {
     size_t length = in->len - sizeof(*in);
     if (!length || memchr(name, 0, length) != name + length - 1)
-        return false;
-    bool alone = !p->ring->transfers;
-    return answer_body(p, slot, uf_look_up(&p->nodes, in->nodeid, name, alone, reply_body(p, slot)));
+        return 0;
+    return uf_look_up(&p->nodes, in->nodeid, name, !p->ring->transfers, out);
 }
 
-static bool answer_getattr(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
-                           const void *body)
+static int get_attr(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
 {
     struct fuse_getattr_in arg;
     memcpy(&arg, body, sizeof(arg));
     if (in->len != sizeof(*in) + sizeof(arg))
-        return false;
+        return 0;
     const struct uf_handle *h = NULL;
     if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
         h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
         if (!h)
-            return false;
+            return 0;
     }
-    int fd = h ? h->fd : -1;
-    return answer_body(p, slot, uf_get_attr(&p->nodes, in->nodeid, fd, reply_body(p, slot)));
+    return uf_get_attr(&p->nodes, in->nodeid, h ? h->fd : -1, out);
 }
 
 /* Nobody is known by -1, which would mean "leave it" to chown(2): Python says what comes of it. */
-static bool answer_setattr(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
-                           const void *body)
+static int set_attr(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
 {
     struct fuse_setattr_in arg;
     memcpy(&arg, body, sizeof(arg));
     if (in->len != sizeof(*in) + sizeof(arg) || in->uid == UINT32_MAX || in->gid == UINT32_MAX)
+        return 0;
+    return uf_set_attr(&p->nodes, in->nodeid, &arg, out);
+}
+
+/* What the table of inodes answers, as uf_look_up() tells it. */
+static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
+{
+    switch (in->opcode) {
+    case FUSE_LOOKUP:
+        return look_up(p, in, body, out);
+    case FUSE_GETATTR:
+        return get_attr(p, in, body, out);
+    case FUSE_SETATTR:
+        return set_attr(p, in, body, out);
+    default:
+        return 0;
+    }
+}
+
+static bool answer_of_nodes(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
+                            const void *body)
+{
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
+    int length = ask_nodes(p, in, body, out + 1);
+    if (!length)
         return false;
-    return answer_body(p, slot, uf_set_attr(&p->nodes, in->nodeid, &arg, reply_body(p, slot)));
+    p->fast_requests[in->opcode]++;
+    if (length < 0) {
+        send_error(p, slot, length, UF_SLOT_REPLY);
+        return true;
+    }
+    fill_header(out, in->unique, (uint32_t)sizeof(*out) + (uint32_t)length, 0);
+    send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
+    return true;
 }
 
 /* True if the request is under way; false leaves it to Python, malformed ones too. What is checked
@@ -492,15 +498,29 @@ static bool start_request(struct uf_pump *p, uint32_t slot, uint32_t length)
         return answer_flush(p, slot, &in, message + sizeof(in));
     case FUSE_READDIR:
         return answer_readdir(p, slot, &in, message + sizeof(in));
-    case FUSE_LOOKUP:
-        return answer_lookup(p, slot, &in, (const char *)message + sizeof(in));
-    case FUSE_GETATTR:
-        return answer_getattr(p, slot, &in, message + sizeof(in));
-    case FUSE_SETATTR:
-        return answer_setattr(p, slot, &in, message + sizeof(in));
     default:
-        return false;
+        return answer_of_nodes(p, slot, &in, message + sizeof(in));
     }
+}
+
+/* For a request of another pump, whose thread has forwarded it: what this one's table of inodes
+ * answers. How long that is, at the start of the slot; 0 leaves it to Python. */
+uint32_t uf_pump_answer(struct uf_pump *p, const struct uf_pump *forwarder, uint32_t slot,
+                        uint32_t length)
+{
+    const uint8_t *message = uf_slot_data(forwarder, slot) - UF_IN_SIZE;
+    struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(forwarder, slot);
+    struct fuse_in_header in;
+    memcpy(&in, message, sizeof(in));
+    if (length < sizeof(in) || in.len != length || !p->fast)
+        return 0;
+    int body = ask_nodes(p, &in, message + sizeof(in), out + 1);
+    if (!body)
+        return 0;
+    p->fast_requests[in.opcode]++;
+    int error = body < 0 ? body : 0;
+    fill_header(out, in.unique, (uint32_t)sizeof(*out) + (uint32_t)(error ? 0 : body), error);
+    return out->len;
 }
 
 /* -- completions ------------------------------------------------------------------------------ */
