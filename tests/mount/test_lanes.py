@@ -198,6 +198,20 @@ def test_its_death_is_noticed(new_mount: NewMount) -> None:
     its_death_is_noticed(new_mount())
 
 
+def test_as_many_as_four_processors_are_given(
+    new_mount: NewMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server believes that it has them."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nos.sched_getaffinity = lambda _: range(4)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    mounted = new_mount("--lanes=auto")
+    assert "lanes: 2 (at most, for 4 CPUs" in mounted.log()
+    with load(mounted):
+        assert len(taken(mounted)) == 2
+
+
 def test_where_there_is_but_one(tmp_path: Path) -> None:
     """tests/test_choices.py has the other reasons."""
     source, path = fresh(tmp_path, "source"), fresh(tmp_path, "mnt")

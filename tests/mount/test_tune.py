@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tomllib
@@ -15,10 +16,20 @@ from tests.mount.conftest import NewMount, fresh
 from tests.mount.harness import Combination, requests_of, uringfs
 from tests.mount.trees import Pair
 from uringfs.choices import MAX_PAGES_LIMIT
-from uringfs.config import OPTIONS, TUNABLE, ConfigError, read_file, write_options
+from uringfs.config import (
+    OPTIONS,
+    TUNABLE,
+    Config,
+    ConfigError,
+    MountConfig,
+    ServerConfig,
+    read_file,
+    write_options,
+)
 from uringfs.errors import Exit
 from uringfs.fuse.mounts import mounts
 from uringfs.tuning.load import WORKS, prepare, rate
+from uringfs.tuning.trial import Options
 from uringfs.tuning.tune import compare, decide, tunables
 
 LARGER = 4 << 20
@@ -123,10 +134,23 @@ def test_a_source_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_what_is_tried_can_be_written(larger_requests: None) -> None:
-    found = {each.name: each.values for each in tunables()}
+@pytest.mark.parametrize(("cpus", "lanes"), [(2, None), (4, (2, 1, 4)), (64, (16, 1))])
+def test_what_is_tried_can_be_written(
+    larger_requests: None, monkeypatch: pytest.MonkeyPatch, cpus: int, lanes: Any
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(cpus)))
+    monkeypatch.setattr("uringfs.tuning.tune.is_enabled", lambda: False)
+    found = {each.name: each.values for each in tunables(options())}
     assert "max_write" in found
+    assert found.get("lanes") == lanes
     assert found.keys() <= TUNABLE <= OPTIONS.keys()
+    assert "lanes" not in {each.name for each in tunables(options(supervise=True))}
+    monkeypatch.setattr("uringfs.tuning.tune.is_enabled", lambda: True)
+    assert "lanes" not in {each.name for each in tunables(options())}
+
+
+def options(**server: Any) -> Options:
+    return Options(Config(), MountConfig(), dataclasses.replace(ServerConfig(), **server))
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda each: each.name)

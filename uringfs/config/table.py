@@ -91,7 +91,7 @@ SERVE_OPTIONS: Mapping[str, Option] = {
     },
 }
 """Those of `uringfs serve`."""
-TUNABLE = frozenset({"kernel_passthrough", "fuse_uring", "busy_poll_us", "max_write"})
+TUNABLE = frozenset({"kernel_passthrough", "fuse_uring", "lanes", "busy_poll_us", "max_write"})
 """Those whose best value is found by trying."""
 _BY_ALIAS = {alias: row for row in OPTIONS.values() for alias in row.aliases}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uringfs.choices import is_enabled, pages_limit
+from uringfs.choices import CPUS_FOR_LANES, MOST_LANES, is_enabled, pages_limit
 from uringfs.config import MAX_WRITE
 from uringfs.errors import Exit, UserError
 from uringfs.tuning.load import WORKS, Work, prepare, rate
@@ -28,11 +29,15 @@ class Tunable(NamedTuple):
     values: tuple[Any, ...]
 
 
-def tunables() -> Iterator[Tunable]:
+def tunables(options: Options) -> Iterator[Tunable]:
     """Those that make a difference here, in the order of how much."""
     yield Tunable("kernel_passthrough", ("auto", "readers", "on", "off"))
+    cpus = len(os.sched_getaffinity(0))
     if is_enabled():
         yield Tunable("fuse_uring", ("auto", "off"))
+    elif cpus >= CPUS_FOR_LANES and not options.get("supervise"):
+        lanes = (cpus // 2, 1, cpus)
+        yield Tunable("lanes", tuple(dict.fromkeys(min(each, MOST_LANES) for each in lanes)))
     yield Tunable("busy_poll_us", (100, 0, 300))
     larger = 4 * MAX_WRITE
     if pages_limit() * 4096 >= larger:
@@ -51,7 +56,7 @@ def tune(
     try:
         with tempfile.TemporaryDirectory(prefix=".uringfs-tune-", dir=source) as inside:
             prepare(Path(inside))
-            for each in tunables():
+            for each in tunables(options):
                 if each.name not in fixed:
                     found[each.name] = _best(Path(inside), each, options.but(found), say)
     except OSError as exc:
