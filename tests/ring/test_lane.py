@@ -300,12 +300,15 @@ def test_figures(drive: Drive, file: Path) -> None:
     drive(main)
 
 
-def test_as_many_listen_as_there_is_work_for(file: Path) -> None:
+@pytest.mark.parametrize("leave", [90, 0])
+def test_as_many_listen_as_there_is_work_for(file: Path, leave: int) -> None:
+    """0: what comes one by one is no work for several, however long a thread is busy with it."""
+
     async def main(ring: Ring) -> None:
         first = Device(ring, slots=64)
         second = LaneDevice(ring, 0, first.handles, slots=64)
         lanes = Lanes(ring, [second.pump])
-        lanes.form_crew(first.pump, call=100, leave=90)
+        lanes.form_crew(first.pump, call=100, leave=leave)
         fh = first.open(file)
         stop = threading.Event()
 

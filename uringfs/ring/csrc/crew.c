@@ -1,8 +1,9 @@
 /* Every pump that listens is woken for each request, though but one gets it, and the more pumps
  * share the requests, the fewer of them are sent and taken together. So as many listen as there is
  * work for. A pump whose thread was running nearly all the time, and moved data with it, calls one
- * more; one that was running for a small part of it leaves. A thread that would run, but gets no
- * processor, is not busy in this sense: another thread would get none either. */
+ * more; one leaves that was running for a small part of it, or for not so much and with what came
+ * one by one. A thread that would run, but gets no processor, is not busy in this sense: another
+ * thread would get none either. */
 #include "crew.h"
 #include "lane.h"
 
@@ -43,7 +44,8 @@ void uf_crew_look(struct uf_pump *p)
     p->looked_busy_ns = busy_ns;
     p->looked_moved = moved;
     p->looked_arrivals = p->arrivals;
-    p->quiet = permille < p->crew->leave_permille ? p->quiet + 1 : 0;
+    bool to_share = some && permille >= p->crew->leave_permille;
+    p->quiet = to_share || permille >= p->crew->call_permille ? 0 : p->quiet + 1;
     if (permille >= p->crew->call_permille && some) {
         crew_call(p);
     } else if (p->number && p->quiet >= UF_CREW_QUIET) {
