@@ -76,7 +76,7 @@ def prepare(directory: Path) -> None:
 
 
 def rate(directory: Path, work: Work, seconds: float) -> float:
-    """Pieces of work per second, for so many seconds. OSError if one fails."""
+    """Pieces of work per second, for so many seconds, or for one piece. OSError if one fails."""
     fd = _open_direct(directory / FILE)
     start = time.monotonic()
     try:
@@ -99,7 +99,7 @@ def _under_way(fd: int, work: Work, opcode: int, end: float) -> int:
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     with Queue(work.depth, work.size, address) as queue:
         free = list(range(work.depth))
-        while time.monotonic() < end:
+        while not done or time.monotonic() < end:
             queue.submit(fd, opcode, {number: _somewhere(choose, work) for number in free})
             free = queue.wait()
             done += len(free)
@@ -113,7 +113,7 @@ def _by_threads(fd: int, work: Work, step: Step, end: float) -> int:
         choose = random.Random(number)
         with mmap.mmap(-1, work.size) as memory:
             try:
-                while time.monotonic() < end:
+                while not done[number] or time.monotonic() < end:
                     step(fd, memory, _somewhere(choose, work))
                     done[number] += 1
             except OSError as exc:
