@@ -89,7 +89,7 @@ static int grow(struct uf_nodes *t)
     return 0;
 }
 
-struct uf_node *uf_find_node(const struct uf_nodes *t, uint64_t nodeid)
+static struct uf_node *find_node(const struct uf_nodes *t, uint64_t nodeid)
 {
     uint32_t row = t->room ? *nodeid_head(t, nodeid) : 0;
     while (row && t->rows[row].nodeid != nodeid)
@@ -129,7 +129,7 @@ int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, ui
 
 void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
 {
-    struct uf_node *n = uf_find_node(t, nodeid);
+    struct uf_node *n = find_node(t, nodeid);
     if (!n)
         return;
     uint32_t row = (uint32_t)(n - t->rows), *at = nodeid_head(t, nodeid);
@@ -146,7 +146,7 @@ void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
 
 uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid)
 {
-    struct uf_node *n = uf_find_node(t, nodeid);
+    struct uf_node *n = find_node(t, nodeid);
     uint32_t times = n ? n->looked_up : 0;
     if (n)
         n->looked_up = 0;
@@ -238,9 +238,13 @@ static int find_name(struct uf_nodes *t, const struct uf_node *directory, const 
     return fd;
 }
 
-int uf_look_up(struct uf_nodes *t, uint64_t parent, const char *name, bool alone, void *body)
+static int look_up(struct uf_nodes *t, bool alone, const struct fuse_in_header *in,
+                   const char *name, void *body)
 {
-    struct uf_node *directory = t->looks_up ? uf_find_node(t, parent) : NULL;
+    size_t length = in->len - sizeof(*in);
+    if (!length || memchr(name, 0, length) != name + length - 1)
+        return 0;
+    struct uf_node *directory = t->looks_up ? find_node(t, in->nodeid) : NULL;
     if (!directory || !is_plain_name(name))
         return 0;
     int fd = find_name(t, directory, name, alone);
@@ -266,9 +270,10 @@ int uf_look_up(struct uf_nodes *t, uint64_t parent, const char *name, bool alone
     return (int)sizeof(out);
 }
 
-int uf_get_attr(const struct uf_nodes *t, uint64_t nodeid, int fd, void *body)
+/* `fd`: the open file that is asked for, or -1. */
+static int attr_reply(const struct uf_nodes *t, uint64_t nodeid, int fd, void *body)
 {
-    struct uf_node *n = uf_find_node(t, nodeid);
+    struct uf_node *n = find_node(t, nodeid);
     if (!n)
         return 0;
     struct statx_of_5_8 st;
@@ -310,12 +315,48 @@ static int change_attr(int proc_self_fd, int fd, const struct fuse_setattr_in *c
     return utimensat(proc_self_fd, name, times, 0) < 0 ? -errno : 0;
 }
 
-int uf_set_attr(const struct uf_nodes *t, uint64_t nodeid, const struct fuse_setattr_in *change,
-                void *body)
+static int get_attr(const struct uf_nodes *t, struct uf_handles *handles,
+                    const struct fuse_in_header *in, const void *body, void *out)
 {
-    struct uf_node *n = uf_find_node(t, nodeid);
-    if (!n || t->proc_self_fd < 0 || change->valid & FATTR_SIZE)
+    struct fuse_getattr_in arg;
+    memcpy(&arg, body, sizeof(arg));
+    if (in->len != sizeof(*in) + sizeof(arg))
         return 0;
-    int rc = change_attr(t->proc_self_fd, n->fd, change);
-    return rc < 0 ? rc : uf_get_attr(t, nodeid, -1, body);
+    const struct uf_handle *h = NULL;
+    if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
+        h = uf_find_handle(handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
+        if (!h)
+            return 0;
+    }
+    return attr_reply(t, in->nodeid, h ? h->fd : -1, out);
+}
+
+/* Nobody is known by -1, which would mean "leave it" to chown(2): Python says what comes of it. */
+static int set_attr(const struct uf_nodes *t, const struct fuse_in_header *in, const void *body,
+                    void *out)
+{
+    struct fuse_setattr_in arg;
+    memcpy(&arg, body, sizeof(arg));
+    if (in->len != sizeof(*in) + sizeof(arg) || in->uid == UINT32_MAX || in->gid == UINT32_MAX)
+        return 0;
+    struct uf_node *n = find_node(t, in->nodeid);
+    if (!n || t->proc_self_fd < 0 || arg.valid & FATTR_SIZE)
+        return 0;
+    int rc = change_attr(t->proc_self_fd, n->fd, &arg);
+    return rc < 0 ? rc : attr_reply(t, in->nodeid, -1, out);
+}
+
+int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
+                 const struct fuse_in_header *in, const void *body, void *out)
+{
+    switch (in->opcode) {
+    case FUSE_LOOKUP:
+        return look_up(t, alone, in, body, out);
+    case FUSE_GETATTR:
+        return get_attr(t, handles, in, body, out);
+    case FUSE_SETATTR:
+        return set_attr(t, in, body, out);
+    default:
+        return 0;
+    }
 }

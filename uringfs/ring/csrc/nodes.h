@@ -5,7 +5,7 @@
 
 #include <linux/fuse.h>
 
-#include "ring.h"
+#include "handle.h"
 
 struct uf_node {
     uint64_t nodeid;
@@ -49,14 +49,10 @@ void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid);
 uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid);
 void uf_nodes_clear(struct uf_nodes *t);
 
-struct uf_node *uf_find_node(const struct uf_nodes *t, uint64_t nodeid);
-
-/* Answers to LOOKUP, GETATTR and SETATTR: the length of the body that is put to `body`, or -errno; 0 leaves
- * the request to Python. `alone`: nobody else would have to wait. `fd`: the open file that GETATTR
- * names, or -1. */
-int uf_look_up(struct uf_nodes *t, uint64_t parent, const char *name, bool alone, void *body);
-int uf_get_attr(const struct uf_nodes *t, uint64_t nodeid, int fd, void *body);
-int uf_set_attr(const struct uf_nodes *t, uint64_t nodeid, const struct fuse_setattr_in *change,
-                void *body);
+/* Answer a LOOKUP, GETATTR or SETATTR: the length of the body that is put to `out`, or -errno; 0
+ * leaves the request to Python, as all others. `alone`: nobody else would have to wait. `body`: what
+ * comes after the header. */
+int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
+                 const struct fuse_in_header *in, const void *body, void *out);
 
 #endif

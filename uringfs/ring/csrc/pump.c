@@ -399,53 +399,10 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
     return true;
 }
 
-/* Whether the name is one whole string is looked at here. */
-static int look_up(struct uf_pump *p, const struct fuse_in_header *in, const char *name, void *out)
-{
-    size_t length = in->len - sizeof(*in);
-    if (!length || memchr(name, 0, length) != name + length - 1)
-        return 0;
-    return uf_look_up(&p->nodes, in->nodeid, name, !p->ring->transfers, out);
-}
-
-static int get_attr(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
-{
-    struct fuse_getattr_in arg;
-    memcpy(&arg, body, sizeof(arg));
-    if (in->len != sizeof(*in) + sizeof(arg))
-        return 0;
-    const struct uf_handle *h = NULL;
-    if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
-        h = uf_find_handle(&p->handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
-        if (!h)
-            return 0;
-    }
-    return uf_get_attr(&p->nodes, in->nodeid, h ? h->fd : -1, out);
-}
-
-/* Nobody is known by -1, which would mean "leave it" to chown(2): Python says what comes of it. */
-static int set_attr(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
-{
-    struct fuse_setattr_in arg;
-    memcpy(&arg, body, sizeof(arg));
-    if (in->len != sizeof(*in) + sizeof(arg) || in->uid == UINT32_MAX || in->gid == UINT32_MAX)
-        return 0;
-    return uf_set_attr(&p->nodes, in->nodeid, &arg, out);
-}
-
-/* What the table of inodes answers, as uf_look_up() tells it. */
+/* What the table of inodes answers, as uf_ask_nodes() tells it. */
 static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
 {
-    switch (in->opcode) {
-    case FUSE_LOOKUP:
-        return look_up(p, in, body, out);
-    case FUSE_GETATTR:
-        return get_attr(p, in, body, out);
-    case FUSE_SETATTR:
-        return set_attr(p, in, body, out);
-    default:
-        return 0;
-    }
+    return uf_ask_nodes(&p->nodes, &p->handles, !p->ring->transfers, in, body, out);
 }
 
 static bool answer_of_nodes(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
