@@ -195,7 +195,9 @@ def test_no_lane_reads_another_file(tmp_path: Path, traits: int) -> None:
             for thread in threads:
                 thread.start()
             try:
-                for turn in range(6000):
+                turn = 0
+                while turn < 6000 or min(answered) <= 20 and not wrong:
+                    turn += 1
                     number = turn % len(files)
                     recent.append((devices[0].open(files[number], traits=traits), number + 1))
                     if len(recent) > 6:
@@ -208,7 +210,6 @@ def test_no_lane_reads_another_file(tmp_path: Path, traits: int) -> None:
                 for thread in threads:
                     await asyncio.to_thread(thread.join, PATIENCE_S)
             assert not wrong, wrong[:5]
-            assert min(answered) > 20
 
     drive_selector(main)
 
