@@ -196,7 +196,7 @@ def test_no_lane_reads_another_file(tmp_path: Path, traits: int) -> None:
                 thread.start()
             try:
                 turn = 0
-                while turn < 6000 or min(answered) <= 20 and not wrong:
+                while turn < 6000 or (min(answered) <= 20 and not wrong):
                     turn += 1
                     number = turn % len(files)
                     recent.append((devices[0].open(files[number], traits=traits), number + 1))
