@@ -16,7 +16,7 @@ from typing import Protocol
 import pytest
 
 from tests.mount import faulty
-from tests.mount.harness import UNPOOLED, Combination, Mounted
+from tests.mount.harness import WITHOUT_THREADS, Combination, Mounted, served_by
 from tests.mount.trees import Pair
 from uringfs.choices import ENABLE_URING
 
@@ -162,11 +162,8 @@ def failing(tmp_path: Path) -> Generator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module", params=UNPOOLED, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """Session and I/O back end; a module that is about threads has them all."""
-    found: Combination = request.param
-    return found
+combination = served_by(WITHOUT_THREADS)
+"""Session and I/O back end; a module that is about threads has them all."""
 
 
 @pytest.fixture(scope="module", params=["tmpfs", "ext4"])

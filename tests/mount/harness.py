@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,13 +57,12 @@ OVER_IO_URING = Combination(
     "dev-over-io_uring", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--fuse-uring=on")
 )
 """Takes the fixture ``fuse_uring``."""
-UNPOOLED = [each for each in COMBINATIONS if not each.name.endswith("pool")]
+WITHOUT_THREADS = [each for each in COMBINATIONS if not each.name.endswith("pool")]
 """For what has nothing to do with threads."""
+SESSIONS_BY_IO = [each for each in COMBINATIONS if each.name.endswith("sync")]
+"""Both sessions with both kinds of I/O: for what has nothing to do with the pump either."""
 LANES = Combination("dev-lanes", ("--session=dev", *_BY_SERVER["dev"], "--async-io", "--lanes=2"))
 """Two threads move data."""
-WITHOUT_POOL = [each for each in COMBINATIONS if each.name.endswith("sync")]
-"""For what has nothing to do with threads, or with the pump."""
-
 ONE_OF_EACH = [
     each for each in COMBINATIONS if each.name in ("dev-async", "dev-sync", "pyfuse3-async")
 ]
@@ -73,6 +72,17 @@ ONE_OF_EACH = [
 by_default = pytest.mark.skipif(
     "URINGFS_TEST_FLAGS" in os.environ, reason="is about servers that are given no flags"
 )
+
+
+def served_by(combinations: Sequence[Combination]) -> Any:
+    """The fixture ``combination`` of a module whose mounts are served in each of these ways."""
+
+    @pytest.fixture(scope="module", params=combinations, ids=lambda each: each.name)
+    def combination(request: pytest.FixtureRequest) -> Combination:
+        found: Combination = request.param
+        return found
+
+    return combination
 
 
 def uringfs(*words: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:

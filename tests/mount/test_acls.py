@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import COMBINATIONS, Combination, Mounted, uringfs
+from tests.mount.harness import COMBINATIONS, Combination, Mounted, served_by, uringfs
 from tests.mount.trees import TEAM, USER, Pair, as_user_on, outcome_of
 from uringfs.errors import Exit
 from uringfs.fs import syscalls
@@ -24,12 +24,8 @@ NAMED, STRANGER, CREW = 1234, 5678, 7777
 
 DEV = [each for each in COMBINATIONS if each.name.startswith("dev")]
 
-
-@pytest.fixture(scope="module", params=DEV, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """What carries POSIX ACLs."""
-    found: Combination = request.param
-    return found
+combination = served_by(DEV)
+"""What carries POSIX ACLs."""
 
 
 @contextmanager

@@ -12,18 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user
+from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user, served_by
 from tests.mount.trees import outcome_of
 
 NAMES = ("dev-async", "dev-sync", "pyfuse3-async")
 USER = 4321
 LONG_AGO = 10**9
 
-
-@pytest.fixture(scope="module", params=[each for each in COMBINATIONS if each.name in NAMES])
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by([each for each in COMBINATIONS if each.name in NAMES])
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import WITHOUT_POOL, Combination, requests_of
+from tests.mount.harness import SESSIONS_BY_IO, Combination, requests_of, served_by
 from tests.mount.trees import outcome_of
 
 DATA = b"x" * 10_000
 SMALL_WRITES = 100
 
-
-@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SESSIONS_BY_IO)
 
 
 def listings(counts: Counter[str]) -> int:

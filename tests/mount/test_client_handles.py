@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import WITHOUT_POOL, Combination, Mounted, wait_until
+from tests.mount.harness import SESSIONS_BY_IO, Mounted, served_by, wait_until
 from tests.mount.trees import outcome_of
 from uringfs.fs.syscalls import AT_FDCWD, name_to_handle_at, open_by_handle_at
 
-
-@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SESSIONS_BY_IO)
 
 
 class Client:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import Combination, uringfs
+from tests.mount.harness import Combination, served_by, uringfs
 from uringfs.errors import Exit
 
 ROOT = Path(__file__).parents[2]
@@ -34,11 +34,7 @@ CHOSEN = [
     Combination("pyfuse3-async", ("--session=pyfuse3", "--async-io")),
 ]
 
-
-@pytest.fixture(scope="module", params=CHOSEN, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(CHOSEN)
 
 
 def libseccomp() -> ctypes.CDLL:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user
+from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user, served_by
 from tests.mount.idmapped import mount_idmapped
 from tests.mount.test_users import make_all
 from tests.mount.trees import differences, outcome_of, tree
@@ -25,11 +25,7 @@ NOT_MAPPED = 7000, 30000
 NOBODY = 65534
 NAMES = ("dev-async", "dev-sync", "pyfuse3-async")
 
-
-@pytest.fixture(scope="module", params=[each for each in COMBINATIONS if each.name in NAMES])
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by([each for each in COMBINATIONS if each.name in NAMES])
 
 
 class Both(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import COMBINATIONS, Combination, uringfs
+from tests.mount.harness import COMBINATIONS, served_by, uringfs
 from uringfs.errors import Exit
 
 HIDE = """
@@ -30,11 +30,7 @@ def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 INTERPRETED = [each for each in COMBINATIONS if each.name in ("dev-sync", "dev-pool")]
 
-
-@pytest.fixture(scope="module", params=INTERPRETED, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(INTERPRETED)
 
 
 def test_it_is_served_without_compiled_code(new_mount: NewMount) -> None:

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
-from tests.mount.harness import Combination, Mounted, as_user, requests_of, uringfs, wait_until
+from tests.mount.harness import (
+    Combination,
+    Mounted,
+    as_user,
+    requests_of,
+    served_by,
+    uringfs,
+    wait_until,
+)
 from uringfs.errors import Exit
 
 LARGE = 1 << 20
@@ -27,11 +35,7 @@ AUTO = Combination(
 ON = Combination("on", ("--session=dev", "--no-async-io", "--kernel-passthrough=on"))
 ALONE = pytest.mark.parametrize("combination", [AUTO], ids=["auto"], scope="module")
 
-
-@pytest.fixture(scope="module", params=[AUTO, ON], ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by([AUTO, ON])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import WITHOUT_POOL, Combination, Mounted, uringfs, wait_until
+from tests.mount.harness import SESSIONS_BY_IO, Combination, Mounted, served_by, uringfs, wait_until
 from tests.mount.seccomp import deny_io_uring
 from uringfs.control import socket_path
 from uringfs.errors import Exit
@@ -25,11 +25,7 @@ LOAD = [
     "--numjobs=2", "--time_based", "--runtime=60", "--ioengine=libaio", "--output=/dev/null",
 ]  # fmt: skip
 
-
-@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SESSIONS_BY_IO)
 
 
 def is_async(mounted: Mounted) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import COMBINATIONS, Combination, wait_until
+from tests.mount.harness import COMBINATIONS, Combination, served_by, wait_until
 from tests.mount.trees import outcome_of
 
 SERVED = ("dev-async", "dev-sync", "pyfuse3-sync")
@@ -28,15 +28,7 @@ OPENED = {
     "create": lambda top: os.close(os.open(top / "new", os.O_CREAT | os.O_EXCL)),
 }
 
-
-@pytest.fixture(
-    scope="module",
-    params=[each for each in COMBINATIONS if each.name in SERVED],
-    ids=lambda each: each.name,
-)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by([each for each in COMBINATIONS if each.name in SERVED])
 
 
 def resident(pid: int) -> int:

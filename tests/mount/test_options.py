@@ -16,22 +16,25 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
-from tests.mount.harness import WITHOUT_POOL, Combination, as_user, requests_of, uringfs
+from tests.mount.harness import (
+    SESSIONS_BY_IO,
+    Combination,
+    as_user,
+    requests_of,
+    served_by,
+    uringfs,
+)
 from tests.mount.trees import outcome_of
 from uringfs.errors import Exit
 from uringfs.fuse.mounts import mount_at
 
-DEV = [each for each in WITHOUT_POOL if each.name.startswith("dev")]
+DEV = [each for each in SESSIONS_BY_IO if each.name.startswith("dev")]
 SET_ID = stat.S_ISUID | stat.S_ISGID
 INO_MASK = (1 << 47) - 1
 
 only_dev = pytest.mark.parametrize("combination", DEV, ids=lambda each: each.name, scope="module")
 
-
-@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SESSIONS_BY_IO)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.mount.harness import COMBINATIONS, Combination, Mounted
+from tests.mount.harness import COMBINATIONS, Mounted, served_by
 from uringfs.control import ask, socket_path
 
 VERIFY = [
@@ -31,11 +31,8 @@ def run(*words: str | Path, cwd: Path | None = None, timeout: float = 100) -> st
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """With threads as well."""
-    found: Combination = request.param
-    return found
+combination = served_by(COMBINATIONS)
+"""With threads as well."""
 
 
 @pytest.fixture(scope="session")

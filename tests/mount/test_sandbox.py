@@ -16,6 +16,7 @@ from tests.mount.harness import (
     Combination,
     as_user,
     by_default,
+    served_by,
     server_command,
     uringfs,
     wait_until,
@@ -32,11 +33,7 @@ SOURCE_FLAGS = {"": (), "ro": ("-o", "ro"), "xattr": ("-o", "xattr,modcaps=-mkno
 
 SERVED = [each for each in COMBINATIONS if each.name in ("dev-async", "pyfuse3-sync")]
 
-
-@pytest.fixture(scope="module", params=SERVED, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SERVED)
 
 
 def field(pid: int, name: str) -> str:

@@ -203,3 +203,25 @@ def test_it_is_explained(tmp_path: Path, tmpfs: Path) -> None:
     assert any(line.startswith("source: memory (") for line in lines)
     refused = uringfs("doctor", "--explain", "-o", "writeback,kernel_passthrough=on")
     assert (refused.returncode, refused.stdout) == (Exit.USAGE, "")
+
+
+def test_it_reads_a_file_as_mount_does(tmp_path: Path, tmpfs: Path) -> None:
+    source, other = fresh(tmpfs, "source"), fresh(tmp_path, "other")
+    config = tmp_path / "mount.toml"
+    config.write_text(
+        f'source = "{source}"\nmountpoint = "/mnt"\npump = false\nmax_write = 65536\n'
+    )
+
+    def lines(*words: str | Path) -> list[str]:
+        done = uringfs("doctor", "--explain", "--config", config, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert "data: Python (no pump was asked for)" in lines()
+    assert "data: Python (no pump was asked for)" not in lines("-o", "pump")
+    assert any(line.startswith("source: memory (") for line in lines())
+    assert not any(line.startswith("source: memory (") for line in lines(other))
+    config.write_text("no_such_option = 1\n")
+    refused = uringfs("doctor", "--explain", "--config", config)
+    assert (refused.returncode, refused.stdout) == (Exit.USAGE, "")
+    assert "unknown option 'no_such_option'" in refused.stderr

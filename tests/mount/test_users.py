@@ -20,6 +20,7 @@ from tests.mount.harness import (
     Combination,
     Mounted,
     as_user,
+    served_by,
     wait_until,
 )
 from tests.mount.trees import GROUP, TEAM, USER, Pair, as_user_on, outcome_of
@@ -28,12 +29,8 @@ from uringfs.fuse.mounts import mount_at
 
 NOBODY = 65534
 
-
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """With threads as well."""
-    found: Combination = request.param
-    return found
+combination = served_by(COMBINATIONS)
+"""With threads as well."""
 
 
 @pytest.fixture

@@ -16,18 +16,14 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import ONE_OF_EACH, Combination, Mounted, uringfs, wait_until
+from tests.mount.harness import ONE_OF_EACH, Combination, Mounted, served_by, uringfs, wait_until
 from tests.mount.trees import Pair, differences, outcome_of, tree
 from uringfs.control import ask, socket_path
 from uringfs.errors import Exit
 
 SOURCES = {"a/b/images": "", "a/data": "", "iso": ",ro"}
 
-
-@pytest.fixture(scope="module", params=ONE_OF_EACH, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(ONE_OF_EACH)
 
 
 def _fill(directory: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
-from tests.mount.harness import WITHOUT_POOL, Combination, Mounted, requests_of, wait_until
+from tests.mount.harness import SESSIONS_BY_IO, Combination, Mounted, requests_of, wait_until
 from tests.mount.seccomp import FANOTIFY_INIT, deny
 
 FOR_EVER = "watch,allow_other,cache=always,entry_timeout=3600,attr_timeout=3600"
@@ -25,7 +25,7 @@ MANY = 20_000
 ONCE = (("dev-sync", "fanotify"), ("pyfuse3-sync", "inotify"))
 WAYS = [
     (combination, noticed_by)
-    for combination in WITHOUT_POOL
+    for combination in SESSIONS_BY_IO
     for noticed_by in ("fanotify", "inotify")
     # Who moves data has no part in it: of the synchronous ones, one way each is enough.
     if combination.name.endswith("async") or (combination.name, noticed_by) in ONCE

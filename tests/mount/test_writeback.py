@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import fresh
-from tests.mount.harness import WITHOUT_POOL, Combination, Mounted
+from tests.mount.harness import SESSIONS_BY_IO, Combination, Mounted, served_by
 
 PAGE = mmap.PAGESIZE
 APPENDER = """
@@ -22,11 +22,7 @@ for number in range(100):
     os.write(fd, f"{sys.argv[2]}-{number:03}\\n".encode())
 """
 
-
-@pytest.fixture(scope="module", params=WITHOUT_POOL, ids=lambda each: each.name)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    found: Combination = request.param
-    return found
+combination = served_by(SESSIONS_BY_IO)
 
 
 @pytest.fixture(scope="module")

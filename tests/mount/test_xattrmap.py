@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount, fresh
-from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user
+from tests.mount.harness import COMBINATIONS, Combination, Mounted, as_user, served_by
 from tests.mount.trees import outcome_of
 
 CAPABILITY = "security.capability"
@@ -27,12 +27,8 @@ FLAGS = {
     "writeback": ("--writeback",),
 }
 
-
-@pytest.fixture(scope="module", params=[each for each in COMBINATIONS if each.name in NAMES])
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """Those that serve a write in ways of their own."""
-    found: Combination = request.param
-    return found
+combination = served_by([each for each in COMBINATIONS if each.name in NAMES])
+"""Those that serve a write in ways of their own."""
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.harness import COMBINATIONS, Combination, Mounted
+from tests.mount.harness import COMBINATIONS, Combination, Mounted, served_by
 from tests.vhost.guests.conftest import cloud, program
 
 __all__ = ["cloud", "program"]
@@ -22,15 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.mount)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[each for each in COMBINATIONS if each.name in ("dev-async", "dev-sync")],
-    ids=lambda each: each.name,
-)
-def combination(request: pytest.FixtureRequest) -> Combination:
-    """The I/O back ends; libfuse's session cannot free blocks (docs/conformance.md)."""
-    found: Combination = request.param
-    return found
+combination = served_by([each for each in COMBINATIONS if each.name in ("dev-async", "dev-sync")])
+"""The I/O back ends; libfuse\'s session cannot free blocks (docs/conformance.md)."""
 
 
 @pytest.fixture(scope="module")

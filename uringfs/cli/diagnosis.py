@@ -6,8 +6,10 @@ import argparse
 import json
 from typing import Any
 
+from uringfs.cli.file import as_mount
+from uringfs.cli.mounting import options_given
 from uringfs.cli.words import Help
-from uringfs.config import OPTIONS, build, parse, parse_o, read_file
+from uringfs.config import build
 
 
 def add_doctor(commands: Any) -> None:
@@ -38,10 +40,13 @@ def add_doctor(commands: Any) -> None:
 def _explain(args: argparse.Namespace) -> None:
     from uringfs.server import Server
 
-    texts = read_file(args.config, OPTIONS)[0] if args.config else {}
-    values = {name: parse(OPTIONS[name], text) for name, text in texts.items()}
-    values |= parse_o(args.fstab)
-    chosen = Server("", "", *build(values, source=args.source or "/")).explain()
+    words = [f"-o{each}" for each in args.fstab]
+    words += [f"--config={args.config}"] if args.config else []
+    # One word alone would be the mount point, were there a source in the file.
+    words += [args.source, "/"] if args.source else []
+    mount = as_mount(words)
+    source = "/" if mount.sources else mount.source or "/"
+    chosen = Server("", "", *build(options_given(mount), source=source)).explain()
     if args.json:
         print(
             json.dumps({name: each._asdict() for name, each in chosen._asdict().items()}, indent=2)

@@ -74,6 +74,15 @@ def with_file(words: Sequence[str]) -> list[str]:
     return [words[0], *flags, *places, *said]
 
 
+def as_mount(words: Sequence[str]) -> argparse.Namespace:
+    """What ``uringfs mount`` takes these words for, with its file. UserError, ConfigError."""
+    parser = Parser("uringfs mount", add_help=False, allow_abbrev=False)
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("mountpoint", nargs="?")
+    add_mount_flags(parser)
+    return parser.parse_args(with_file(["mount", *words])[1:])
+
+
 def _given(args: argparse.Namespace, command: _Command) -> set[str]:
     """The options that the words say, in one way or the other."""
     flags = {name for name in command.rows if hasattr(args, name)}

@@ -103,16 +103,21 @@ def _tune(
     if args.config is None or not args.source or args.sources:
         raise UserError(Exit.USAGE, "tune: it takes --config FILE and one SOURCE")
     check_source(args.source)
-    fixed = TUNABLE & (parse_o(args.fstab) | given_values(args, OPTIONS)).keys()
+    fixed = TUNABLE & options_given(args).keys()
     found = tune(args.source, Options(config, mount, server), fixed, print)
     write_options(args.config, {OPTIONS[name]: value for name, value in found.items()})
     for name, value in found.items():
         print(f"{args.config}: {name} = {value}")
 
 
+def options_given(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of a mount's options, whichever way they were given."""
+    return parse_o(args.fstab) | given_values(args, OPTIONS)
+
+
 def configured(args: argparse.Namespace) -> tuple[Config, MountConfig, ServerConfig]:
     """The options of a mount; the log is as they say from now on."""
-    values = parse_o(args.fstab) | given_values(args, OPTIONS)
+    values = options_given(args)
     start_log(values)
     if "control" in values:
         values["control"] = os.path.abspath(values["control"])
