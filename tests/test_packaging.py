@@ -88,6 +88,8 @@ def test_the_sdist_has_what_its_reader_needs(sdist: Path) -> None:
 
 def test_the_wheel_serves_every_python_and_needs_libc_alone(venv: Path, wheel: Path) -> None:
     assert "-cp311-abi3-manylinux_2_" in wheel.name
+    libc = wheel.name.partition("-manylinux_2_")[2].partition("_")[0]
+    assert f"glibc 2.{libc} or newer" in (ROOT / "docs/install.md").read_text()
     [extension] = venv.glob("lib/python*/site-packages/uringfs/ring/_uring.abi3.so")
     needed = run("readelf", "--dynamic", extension, cwd=venv)
     found = re.findall(r"\((NEEDED|RPATH|RUNPATH)\).*\[(.*)\]", needed)

@@ -13,14 +13,13 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
-from typing import Protocol as Interface
 
 from uringfs.config import TAG_SIZE
 from uringfs.fs.types import OwnedFd
 from uringfs.fuse.vhost import wire
 from uringfs.fuse.vhost.inflight import Inflight, new_memory, region_size
 from uringfs.fuse.vhost.memory import BadAddress, DirtyLog, GuestMemory, Region, map_region
-from uringfs.fuse.vhost.request import GuestRequest
+from uringfs.fuse.vhost.share import Share
 from uringfs.fuse.vhost.transfer import StateTransfer
 from uringfs.fuse.vhost.virtqueue import MAX_SIZE, Feature
 from uringfs.fuse.vhost.vring import Vring
@@ -44,39 +43,6 @@ PROTOCOL = (
 MAX_QUEUES = 64
 """Queues of a device, that of FORGET among them."""
 MAX_SLOTS = 509
-
-
-class Share(Interface):
-    """What a device serves."""
-
-    tag: str
-    queues: int
-    window_size: int
-    """Bytes in which the guest can have files mapped; 0: it cannot."""
-
-    def lend(self, window: GuestWindow) -> None:
-        """From now on the front-end maps files."""
-
-    def new_pumped(self) -> PumpedGuest | None:
-        """A pump for one device; None where Python does all."""
-
-    def serve(self, request: GuestRequest) -> None:
-        """Answer a request: ``finish`` is called, now or later."""
-
-    def save(self) -> bytes:
-        """What the guest knows."""
-
-    def load(self, data: bytes) -> None:
-        """Take that up. ValueError."""
-
-    async def interrupt(self) -> None:
-        """Have what waits for somebody else end."""
-
-    async def end(self) -> None:
-        """See all requests end, those that take long by cancelling them."""
-
-    def reset(self) -> None:
-        """Forget all that the guest knew: it has been reset, or has gone."""
 
 
 class Answer(NamedTuple):
