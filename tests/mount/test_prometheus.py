@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import socket
@@ -50,9 +51,12 @@ class Prometheus(NamedTuple):
         with urllib.request.urlopen(f"http://{self.address}/{path}?{query}", timeout=10) as answer:
             return json.load(answer)["data"]
 
-    def result_of(self, expression: str) -> list[Any]:
-        found: list[Any] = self.ask("api/v1/query", query=expression)["result"]
-        return found
+    def result_of(self, expression: str) -> list[float]:
+        """The values there are now, of whatever labels."""
+        values = [
+            float(each["value"][1]) for each in self.ask("api/v1/query", query=expression)["result"]
+        ]
+        return [value for value in values if not math.isnan(value)]
 
     def is_ready(self) -> bool:
         with contextlib.suppress(OSError):
