@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from tests.mount.conftest import NewMount
 from tests.mount.harness import Combination
+from tests.mount.seccomp import CLONE3, deny
 from tests.mount.test_container import allow_only, libseccomp
 from uringfs.fuse.mounts import mount_at
 from uringfs.sandbox import kernel
@@ -97,6 +99,8 @@ def test_it_serves_below_what_the_unit_forbids(new_mount: NewMount, flags: tuple
     calls = {name for name in resolve(unit["SystemCallFilter"]) if known(name.encode()) != -1}
     # What it takes to get as far as systemd is when it starts a program.
     forbid_calls = allow_only([*calls, "execve"], EPERM)
+    # So that no namespaces are made by it, whose flags a filter cannot see (RestrictNamespaces=).
+    forbid_clone3 = deny(CLONE3, errno.ENOSYS)
 
     def forbid() -> None:
         for name, number in NUMBERS.items():
@@ -104,6 +108,7 @@ def test_it_serves_below_what_the_unit_forbids(new_mount: NewMount, flags: tuple
                 kernel.prctl(kernel.PR_CAPBSET_DROP, number)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN)
+        forbid_clone3()
         forbid_calls()
 
     mounted = new_mount("--sandbox=namespace", *flags, before_exec=forbid)
