@@ -87,6 +87,7 @@ Priority: optional
 Installed-Size: $(du --summarize --apparent-size --block-size=1K "$root/usr" | cut -f1)
 Depends: python3 (>= 3.11), python3-aiofiles (>= 23.1), python3-cffi-backend (>= 1.15.1), libc6 (>= ${libc/_/.})
 Recommends: fuse3, libseccomp2
+Suggests: python3-rich
 Description: FUSE passthrough file system on io_uring
  Mirrors a directory at a mount point. File data moves through one io_uring,
  which is also the heart of the server's event loop: Python decides, the ring

@@ -181,4 +181,6 @@ def test_top_says_what_it_lacks(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("uringfs: top: No module named 'rich.")
-    assert done.stderr.endswith("; pip install 'uringfs[top]'\n")
+    assert done.stderr.endswith(
+        "; pip install 'uringfs[top]', or with the Debian package apt install python3-rich\n"
+    )

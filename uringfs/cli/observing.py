@@ -138,12 +138,15 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     return follow(control_of(args), "trace", wanted)
 
 
+_GET_RICH = "pip install 'uringfs[top]', or with the Debian package apt install python3-rich"
+
+
 def add_top(commands: Any) -> None:
     top = commands.add_parser(
         "top", help="watch all mounts of this machine", formatter_class=Help,
         description="A live view of every mount: operations a second and their latencies, bytes, "
         "requests in flight, the busiest files. q or Ctrl-C ends it. "
-        "Needs: pip install 'uringfs[top]'.",
+        f"Needs rich: {_GET_RICH}.",
     )  # fmt: skip
     top.add_argument(
         "--interval", type=_positive, default=1.0, metavar="SECONDS", help="between pictures [1]"
@@ -156,5 +159,5 @@ def _top(args: argparse.Namespace) -> None:
     try:
         from uringfs.observe.top import run
     except ImportError as exc:
-        raise UserError(Exit.FAILED, f"top: {exc}; pip install 'uringfs[top]'") from exc
+        raise UserError(Exit.FAILED, f"top: {exc}; {_GET_RICH}") from exc
     run(args.interval, once=args.once)
