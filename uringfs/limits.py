@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import resource
 
 from uringfs.errors import Exit, UserError
+
+ROOM = 1 << 16
+"""Descriptors for which the kernel's table is made at the start, where there can be so many."""
 
 
 def raise_nofile(wanted: int | None) -> str:
@@ -23,7 +29,21 @@ def raise_nofile(wanted: int | None) -> str:
         raise UserError(
             Exit.USAGE, f"rlimit_nofile: cannot be {target}, above the hard limit of {hard}: {exc}"
         ) from exc
+    _make_room(target)
     return f"RLIMIT_NOFILE is {_shown(target)}, was {_shown(soft)}"
+
+
+def _make_room(limit: int) -> None:
+    """Have the kernel make its table of descriptors once, of 8 bytes each.
+
+    It doubles a table that is full, and where there are threads it waits each time until every
+    processor was elsewhere (expand_fdtable()): 10 ms and more in which nobody is served.
+    """
+    last = (ROOM if limit == resource.RLIM_INFINITY else min(limit, ROOM)) - 1
+    some = os.eventfd(0, os.EFD_CLOEXEC)
+    with contextlib.suppress(OSError):  # there is one of that number
+        os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, last))
+    os.close(some)
 
 
 def _shown(limit: int) -> str:

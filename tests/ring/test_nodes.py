@@ -54,12 +54,13 @@ class Known:
 
 @contextmanager
 def known(
-    device: Device, tree: Path, *, looks_up: bool = True, changes: bool = True, waits: bool = True
-) -> Iterator[Known]:
+    device: Device, tree: Path, *, looks_up: bool = True, removes: bool = True,
+    changes: bool = True, waits: bool = True,
+) -> Iterator[Known]:  # fmt: skip
     """The directory as NODE, and in it ``file``, ``link``, ``fifo`` and ``sub``."""
     proc_self_fd = os.open("/proc/self/fd", os.O_PATH)
     nodes = device.pump.know_nodes(
-        looks_up=looks_up, local_device=local(tree) if waits else (0, 0),
+        looks_up=looks_up, removes=removes, local_device=local(tree) if waits else (0, 0),
         proc_self_fd=proc_self_fd if changes else -1,
         entry_valid=ENTRY_VALID, attr_valid=ATTR_VALID,
     )  # fmt: skip
@@ -314,5 +315,76 @@ def test_thousands_of_inodes_come_and_go(drive: Drive, tree: Path) -> None:
                     error = (await get_attr(device, nodeid)).error
                     assert error == (errno.EBADF if nodeid in there else errno.ENOSYS)
                 assert table.nodes.looked_up(FILE) == 50
+
+    drive(main)
+
+
+def test_names_are_removed(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                removals = [
+                    (Opcode.UNLINK, b"file", 0), (Opcode.UNLINK, b"new", 0),
+                    (Opcode.UNLINK, b"sub", errno.EISDIR), (Opcode.RMDIR, b"sub", 0),
+                    (Opcode.RMDIR, b"sub", errno.ENOENT), (Opcode.RMDIR, b"link", errno.ENOTDIR),
+                ]  # fmt: skip
+                for opcode, name, error in removals:
+                    answer = await device.call(opcode, name + b"\0", nodeid=NODE)
+                    assert answer == Answer(error, b"")
+                assert sorted(os.listdir(tree)) == ["fifo", "link"]
+                assert (await get_attr(device, FILE)).error == 0, "it is open, and has no name"
+                assert device.seen == []
+
+    drive(main)
+
+
+@pytest.mark.parametrize(
+    ("body", "parent"),
+    [(b".\0", NODE), (b"..\0", DIRECTORY), (b"sub/\0", NODE), (b"\0", NODE), (b"", NODE),
+     (b"file", NODE), (b"file\0more\0", NODE), (b"file\0", 12345)],
+)  # fmt: skip
+def test_what_is_no_name_to_remove_is_left_to_python(
+    drive: Drive, tree: Path, body: bytes, parent: int
+) -> None:
+    async def main(ring: Ring) -> None:
+        before = sorted(os.listdir(tree))
+        async with listening(ring) as device:
+            with known(device, tree):
+                for opcode in (Opcode.UNLINK, Opcode.RMDIR):
+                    assert (await device.call(opcode, body, nodeid=parent)).error == errno.ENOSYS
+        assert sorted(os.listdir(tree)) == before
+
+    drive(main)
+
+
+@pytest.mark.parametrize("how", [{"removes": False}, {"waits": False}])
+def test_a_table_that_removes_nothing(drive: Drive, tree: Path, how: dict[str, bool]) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree, **how):
+                answer = await device.call(Opcode.UNLINK, b"file\0", nodeid=NODE)
+                assert answer.error == errno.ENOSYS
+                assert (tree / "file").exists()
+
+    drive(main)
+
+
+def test_small_writes_on_this_machine(drive: Drive, tree: Path) -> None:
+    async def main(ring: Ring) -> None:
+        async with listening(ring) as device:
+            with known(device, tree):
+                fh = device.open(tree / "file")
+                for offset, size in ((0, 3), (3, 4096), (1 << 20, 50_000), (7, 1)):
+                    assert await device.write(fh, offset, b"x" * size) == size
+                for flags in (os.O_SYNC, os.O_DSYNC):
+                    assert await device.write(fh, 2, b"yz", os.O_RDWR | flags) == 2
+                found = (tree / "file").read_bytes()
+                assert len(found) == (1 << 20) + 50_000
+                assert found[:4099] == b"xxyz" + b"x" * 4095
+                assert found[4099 : 1 << 20].count(0) == (1 << 20) - 4099
+                only_read = device.open(tree / "file", os.O_RDONLY)
+                answer = await device.write(only_read, 0, b"x")
+                assert answer == Answer(errno.EBADF, b"")
+                assert device.seen == []
 
     drive(main)

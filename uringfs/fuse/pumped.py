@@ -1,8 +1,8 @@
 """The native session's fast road: the ring's pump reads the device, Python answers the rest.
 
-READ, WRITE, FSYNC and FLUSH on open files never get here, nor do LOOKUP and GETATTR of inodes that
-the kernel knows. What does get here is dispatched from
-the pump's own slot, and its reply goes out with the ring's next submission.
+READ, WRITE, FSYNC and FLUSH on open files never get here, nor do LOOKUP, GETATTR and UNLINK of
+inodes that the kernel knows. What does get here is dispatched from the pump's own slot, and its
+reply goes out with the ring's next submission.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class PumpedDevice:
         """The kernel has been answered: go by what was agreed on."""
         for pump in self.pumps:
             pump.configure(flag_mask=flags_asked(self._fs))
+        # A server that goes on where this one ends is not sent again what is only forgotten.
+        self.pump.defer(self._dispatcher.journal is None)
         self._know_nodes()
         agreement = self._dispatcher.agreement
         if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:
@@ -162,13 +164,16 @@ class PumpedDevice:
             log.error("going on with fewer lanes: %s", exc.strerror)
 
     def _know_nodes(self) -> None:
-        """With a journal every lookup that is answered has to be noted there: in Python."""
+        """With a journal, what gives the kernel something or may not be done twice is noted there
+        first: in Python."""
         fs = self._fs
         if not fs.is_plain("getattr"):
             return
         entry, attr = zip(fs.config.file_timeouts, fs.config.dir_timeouts, strict=True)
+        unnoted = self._dispatcher.journal is None
         nodes = self.pump.know_nodes(
-            looks_up=fs.is_plain("lookup") and self._dispatcher.journal is None,
+            looks_up=unnoted and fs.is_plain("lookup"),
+            removes=unnoted and fs.is_plain("unlink", "rmdir"),
             local_device=fs.local_device(),
             proc_self_fd=fs.proc_self_fd if fs.is_plain("setattr") else -1,
             entry_valid=(split_timeout(entry[0]), split_timeout(entry[1])),

@@ -14,9 +14,10 @@ class Nodes:
     """Inodes that a client knows and the server has open, by node id and by what they are.
 
     `looks_up`: whether names are looked up here as well; on `local_device` (major, minor), if it is
-    not 0, also those that are not in the kernel's caches. `proc_self_fd`: a descriptor of
-    /proc/self/fd, by which attributes are changed here; -1: they are not. `entry_valid` and
-    `attr_valid` tell how long a reply is valid, of a file's and of a directory's.
+    not 0, also those that are not in the kernel's caches. `removes`: whether names are removed
+    here, on that device. `proc_self_fd`: a descriptor of /proc/self/fd, by which attributes are
+    changed here; -1: they are not. `entry_valid` and `attr_valid` tell how long a reply is valid,
+    of a file's and of a directory's.
     """
 
     def __init__(
@@ -24,6 +25,7 @@ class Nodes:
         owner: Any,
         *,
         looks_up: bool,
+        removes: bool,
         local_device: tuple[int, int],
         proc_self_fd: int,
         entry_valid: tuple[Valid, Valid],
@@ -33,7 +35,7 @@ class Nodes:
         self._owner = owner
         self._state = state = ffi.addressof(owner, "nodes")
         lib.uf_nodes_clear(state)
-        state.looks_up = looks_up
+        state.looks_up, state.removes = looks_up, removes
         state.local_major, state.local_minor = local_device
         state.proc_self_fd = proc_self_fd
         for place, valid in ((state.entry, entry_valid), (state.attr, attr_valid)):

@@ -195,6 +195,7 @@ class Pump(Mover):
         self,
         *,
         looks_up: bool,
+        removes: bool,
         local_device: tuple[int, int],
         proc_self_fd: int,
         entry_valid: tuple[Valid, Valid],
@@ -202,7 +203,7 @@ class Pump(Mover):
     ) -> Nodes:
         """A table of inodes, by which LOOKUP, GETATTR, SETATTR are answered here; see `Nodes`."""
         return Nodes(
-            self._state, looks_up=looks_up, local_device=local_device,
+            self._state, looks_up=looks_up, removes=removes, local_device=local_device,
             proc_self_fd=proc_self_fd, entry_valid=entry_valid, attr_valid=attr_valid,
         )  # fmt: skip
 
@@ -272,6 +273,10 @@ class Pump(Mover):
         opcodes, since = ffi.new("uint32_t[]", room), ffi.new("uint64_t[]", room)
         found = lib.uf_pump_waiting(self._state, opcodes, since, room)
         return list(zip(ffi.unpack(opcodes, found), ffi.unpack(since, found), strict=True))
+
+    def defer(self, on: bool) -> None:
+        """Whether requests that nobody waits for come a millisecond later, or behind others."""
+        self._state.defers = on
 
     @property
     def is_over_io_uring(self) -> bool:

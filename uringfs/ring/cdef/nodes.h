@@ -7,6 +7,7 @@ struct uf_valid {
 
 struct uf_nodes {
     bool looks_up;
+    bool removes;
     uint32_t local_major;
     uint32_t local_minor;
     int proc_self_fd;

@@ -45,6 +45,7 @@ struct uf_pump {
     struct uf_crew *crew;
     uint32_t number;
     bool off_duty;
+    bool defers;
     uint64_t requests[...];
     uint64_t fast_requests[...];
     struct uf_meter meter;

@@ -13,6 +13,7 @@
 #include "ring.h"
 
 #define UF_LARGE (256u << 10) /* bytes that are worth a thread to copy them */
+#define UF_SMALL_WRITE (64u << 10)
 #define UF_MAX_ERROR 511 /* the device refuses replies with greater numbers: fuse_dev_do_write() */
 
 #ifndef FUSE_WRITE_KILL_SUIDGID
@@ -134,6 +135,13 @@ static inline bool uf_is_transfer(uint32_t size, uint32_t most, uint64_t offset)
 static inline bool uf_is_better_now(const struct uf_handle *h, uint32_t size)
 {
     return h->flags & UF_HANDLE_MEMORY && size < UF_LARGE;
+}
+
+/* ext4 does not write to the page cache without being allowed to wait, so that io_uring hands each
+ * write to a thread; a small write itself takes a fifth of that. */
+static inline bool uf_is_small_write(const struct uf_handle *h, const struct fuse_write_in *arg)
+{
+    return arg->size <= UF_SMALL_WRITE && !((h->flags | arg->flags) & (O_DIRECT | O_SYNC));
 }
 
 /* What close(2) of one descriptor reports is what closing a duplicate reports: 0 or -errno. */

@@ -1,6 +1,6 @@
 /* Metadata without Python, as far as there is nothing to decide: the attributes of an inode that the
- * client knows, changes of them but for the size, and a name that leads to such an inode, or to
- * nothing.
+ * client knows, changes of them but for the size, a name that leads to such an inode, or to
+ * nothing, and the removal of a name.
  *
  * What is new to the client, and what would keep others waiting for a disk, is left to Python, which
  * enters it here. A row stands for a file that is open, so its inode number cannot have come
@@ -210,14 +210,25 @@ static int open_path(int dir_fd, const char *name, uint64_t resolve)
     return fd < 0 ? -errno : (int)fd;
 }
 
+static bool is_local(const struct uf_nodes *t, const struct uf_node *directory)
+{
+    return (t->local_major || t->local_minor) && directory->dev_major == t->local_major &&
+           directory->dev_minor == t->local_minor;
+}
+
+bool uf_is_local(const struct uf_nodes *t, uint64_t nodeid)
+{
+    struct uf_node *n = find_node(t, nodeid);
+    return n && is_local(t, n);
+}
+
 static bool may_wait(struct uf_nodes *t, const struct uf_node *directory)
 {
     if (t->cautious) {
         t->cautious--;
         return false;
     }
-    return (t->local_major || t->local_minor) && directory->dev_major == t->local_major &&
-           directory->dev_minor == t->local_minor;
+    return is_local(t, directory);
 }
 
 /* The file under a name: an O_PATH descriptor or -errno, EAGAIN if it may take long to tell.
@@ -238,11 +249,17 @@ static int find_name(struct uf_nodes *t, const struct uf_node *directory, const 
     return fd;
 }
 
+/* Whether a name is all that follows a request's header. */
+static bool is_one_name(const struct fuse_in_header *in, const char *name)
+{
+    size_t length = in->len - sizeof(*in);
+    return length && memchr(name, 0, length) == name + length - 1;
+}
+
 static int look_up(struct uf_nodes *t, bool alone, const struct fuse_in_header *in,
                    const char *name, void *body)
 {
-    size_t length = in->len - sizeof(*in);
-    if (!length || memchr(name, 0, length) != name + length - 1)
+    if (!is_one_name(in, name))
         return 0;
     struct uf_node *directory = t->looks_up ? find_node(t, in->nodeid) : NULL;
     if (!directory || !is_plain_name(name))
@@ -346,6 +363,19 @@ static int set_attr(const struct uf_nodes *t, const struct fuse_in_header *in, c
     return rc < 0 ? rc : attr_reply(t, in->nodeid, -1, out);
 }
 
+/* It may take a disk, so it is done here only as long as nobody else would have to wait. */
+static int remove_name(const struct uf_nodes *t, bool alone, const struct fuse_in_header *in,
+                       const char *name)
+{
+    if (!t->removes || !alone || !is_one_name(in, name) || !is_plain_name(name))
+        return 0;
+    struct uf_node *directory = find_node(t, in->nodeid);
+    if (!directory || !is_local(t, directory))
+        return 0;
+    int flags = in->opcode == FUSE_RMDIR ? AT_REMOVEDIR : 0;
+    return unlinkat(directory->fd, name, flags) < 0 ? -errno : UF_DONE;
+}
+
 int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
                  const struct fuse_in_header *in, const void *body, void *out)
 {
@@ -356,6 +386,9 @@ int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
         return get_attr(t, handles, in, body, out);
     case FUSE_SETATTR:
         return set_attr(t, in, body, out);
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+        return remove_name(t, alone, in, body);
     default:
         return 0;
     }

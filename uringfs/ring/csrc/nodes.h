@@ -34,6 +34,7 @@ struct uf_nodes {
     uint32_t free; /* a list by next_by_nodeid */
     uint32_t cautious; /* lookups to come in which nothing is waited for */
     bool looks_up; /* false: who looks up what is Python's business, GETATTR is not */
+    bool removes;  /* names are removed here */
     uint32_t local_major; /* a device on which a cold name may be waited for, 0: none */
     uint32_t local_minor;
     int proc_self_fd; /* a directory; -1: attributes are changed by Python */
@@ -49,8 +50,12 @@ void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid);
 uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid);
 void uf_nodes_clear(struct uf_nodes *t);
 
-/* Answer a LOOKUP, GETATTR or SETATTR: the length of the body that is put to `out`, or -errno; 0
- * leaves the request to Python, as all others. `alone`: nobody else would have to wait. `body`: what
+/* Whether it is on a disk of this machine's, or in its memory. */
+bool uf_is_local(const struct uf_nodes *t, uint64_t nodeid);
+
+#define UF_DONE 1 /* no body is as short */
+/* Answer a LOOKUP, GETATTR, SETATTR, UNLINK or RMDIR: the length of the body that is put to `out`,
+ * UF_DONE if there is none, or -errno; 0 leaves the request to Python, as all others. `alone`: nobody else would have to wait. `body`: what
  * comes after the header. */
 int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
                  const struct fuse_in_header *in, const void *body, void *out);

@@ -7,7 +7,8 @@
  * known whether the transfer will succeed. If it does, in full, the kernel goes on to the reply by
  * itself and only the reply posts a completion. If not, the chain breaks, the transfer posts its
  * result, and the right reply is written then. FSYNC, FLUSH and READDIR are served too, LOOKUP,
- * GETATTR and SETATTR as far as nodes.c knows the inodes; everything else goes to Python.
+ * GETATTR, SETATTR, UNLINK and RMDIR as far as nodes.c knows the inodes; everything else goes to
+ * Python, what nobody waits for a little later (late.c).
  *
  * A slot is one page and then the data: a request is read to the end of that page, so that what
  * follows the 80 bytes of a WRITE's headers is page-aligned, as O_DIRECT wants it.
@@ -26,6 +27,7 @@
 #include "crew.h"
 #include "dirents.h"
 #include "entry.h"
+#include "late.h"
 #include "order.h"
 
 #include <errno.h>
@@ -38,6 +40,8 @@
 
 #define UF_OP_READ_MULTISHOT 49 /* Linux 6.7; not in older headers */
 #define UF_BUFFER_GROUP 0
+#define UF_SLOW_WRITE_NS 1000000u /* what takes that long has waited for something */
+#define UF_WRITE_CAUTION 1024u    /* writes */
 #define UF_LEAST_LISTING 1024 /* holds an entry with the longest of names */
 
 _Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == UF_IN_SIZE,
@@ -240,11 +244,15 @@ static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handl
 {
     struct uf_slot *s = &p->slots[slot];
     uint8_t *data = uf_slot_data(p, slot);
+    uint64_t start = uf_clock_ns();
     ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
                                           : pwrite(h->fd, data, size, (off_t)offset);
+    int res = done < 0 ? -errno : (int)done;
+    if (uf_clock_ns() - start > UF_SLOW_WRITE_NS)
+        p->cautious = UF_WRITE_CAUTION;
     p->fast_requests[s->opcode]++;
     uf_count_moved(&p->handles, h, size);
-    finish_io(p, slot, done < 0 ? -errno : (int)done);
+    finish_io(p, slot, res);
 }
 
 static void queue_read(struct uf_pump *p, uint32_t slot, int fd, uint64_t offset)
@@ -313,6 +321,20 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     return true;
 }
 
+/* Whether a small write is made here though its file system has a disk: now and then it does wait, for
+ * a page, the journal or the disk. So only as long as nobody else would have to, and not for some time
+ * after one took long. */
+static bool may_write_now(struct uf_pump *p, const struct uf_handle *h,
+                          const struct fuse_write_in *arg)
+{
+    if (!uf_is_small_write(h, arg) || p->ring->transfers || !uf_is_local(&p->nodes, h->nodeid))
+        return false;
+    if (!p->cautious)
+        return true;
+    p->cautious--;
+    return false;
+}
+
 static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                         const void *body)
 {
@@ -322,7 +344,8 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     if (!h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
         in->len != UF_IN_SIZE + arg.size || !uf_pump_room(p, 2))
         return false;
-    if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) && uf_is_better_now(h, arg.size)) {
+    if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) &&
+        (uf_is_better_now(h, arg.size) || may_write_now(p, h, &arg))) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
@@ -405,6 +428,12 @@ static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const v
     return uf_ask_nodes(&p->nodes, &p->handles, !p->ring->transfers, in, body, out);
 }
 
+static void fill_answer(struct fuse_out_header *out, uint64_t unique, int answer)
+{
+    uint32_t body = answer > UF_DONE ? (uint32_t)answer : 0;
+    fill_header(out, unique, (uint32_t)sizeof(*out) + body, answer < 0 ? answer : 0);
+}
+
 static bool answer_of_nodes(struct uf_pump *p, uint32_t slot, const struct fuse_in_header *in,
                             const void *body)
 {
@@ -417,7 +446,7 @@ static bool answer_of_nodes(struct uf_pump *p, uint32_t slot, const struct fuse_
         send_error(p, slot, length, UF_SLOT_REPLY);
         return true;
     }
-    fill_header(out, in->unique, (uint32_t)sizeof(*out) + (uint32_t)length, 0);
+    fill_answer(out, in->unique, length);
     send_reply(p, slot, out, out->len, UF_SLOT_REPLY);
     return true;
 }
@@ -475,8 +504,7 @@ uint32_t uf_pump_answer(struct uf_pump *p, const struct uf_pump *forwarder, uint
     if (!body)
         return 0;
     p->fast_requests[in.opcode]++;
-    int error = body < 0 ? body : 0;
-    fill_header(out, in.unique, (uint32_t)sizeof(*out) + (uint32_t)(error ? 0 : body), error);
+    fill_answer(out, in.unique, body);
     return out->len;
 }
 
@@ -571,7 +599,8 @@ static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint6
         watch_window(p);
         if (cqe->res <= 0)
             put_slot(p, slot);
-        else if (start_request(p, slot, (uint32_t)cqe->res))
+        else if (start_request(p, slot, (uint32_t)cqe->res) ||
+                 uf_put_aside(p, slot, (uint32_t)cqe->res))
             return false;
     }
     if (cqe->res <= 0) {
@@ -861,6 +890,6 @@ void uf_pump_close(struct uf_pump *p)
     p->slots = NULL;
     p->spare = NULL;
     p->slot_count = p->first_entry = p->spares = p->offered = 0;
-    p->entries = p->held = p->uncommitted = p->behind = 0;
+    p->entries = p->held = p->uncommitted = p->behind = p->late_count = 0;
     p->armed = false;
 }

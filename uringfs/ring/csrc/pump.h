@@ -22,6 +22,8 @@
 #define UF_IN_SIZE 80u /* fuse_in_header + fuse_write_in: what precedes the data of a WRITE */
 #define UF_WINDOW 4u /* slots that are offered to the kernel at the least */
 #define UF_WATCH 1024u
+#define UF_LATE 16u          /* requests that are put aside at the most */
+#define UF_LATE_NS 1000000 /* and for how long */
 
 enum uf_slot_state {
     UF_SLOT_FREE,
@@ -49,6 +51,12 @@ struct uf_slot {
     bool chained; /* an entry whose reply is behind its transfer, unless that breaks the chain */
 };
 
+/* A request that is put aside, see late.c. */
+struct uf_late {
+    uint32_t slot;
+    uint32_t length;
+};
+
 struct uf_pump {
     struct uf_ring *ring;
     int device_fd;
@@ -63,6 +71,7 @@ struct uf_pump {
     bool fast;               /* false: Python answers everything (--no-async-io) */
     struct uf_handles handles;
     struct uf_nodes nodes;
+    uint32_t cautious; /* writes to come that are not waited for */
 
     /* FUSE over io_uring, see entry.c. Without it first_entry is slot_count. */
     uint32_t first_entry;
@@ -100,6 +109,11 @@ struct uf_pump {
     bool nudging;    /* there will be a completion for their sake */
     uint64_t arrivals; /* batches of completions that brought requests */
     uint64_t arrived_ns; /* of the last one */
+
+    bool defers; /* what nobody waits for is put aside */
+    uint32_t late_count;
+    uint64_t late_since_ns;
+    struct uf_late late[UF_LATE];
 
     uint64_t requests[UF_OPCODES];
     uint64_t fast_requests[UF_OPCODES];

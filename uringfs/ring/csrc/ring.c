@@ -2,6 +2,7 @@
  * Every function returns 0 or a count, or a negated errno, as liburing does.
  * cffi releases the GIL around each call; Ring (ring.py) keeps callers to one thread. */
 #include "lane.h"
+#include "late.h"
 #include "virtqueue.h"
 
 #include <errno.h>
@@ -166,12 +167,17 @@ static bool is_guests(const struct io_uring_cqe *cqe)
     return tag == UF_TAG_KICK || tag == UF_TAG_GUEST_IO;
 }
 
+static bool is_reply(const struct io_uring_cqe *cqe)
+{
+    return cqe->user_data >> UF_TAG_SHIFT == UF_TAG_REPLY;
+}
+
 /* Move what is in the completion queue to `out`, consuming C's own completions on the way.
- * *consumed counts those. */
-static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
+ * *consumed counts those. `at_once`: Python is to have what it might have later. */
+static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed, bool at_once)
 {
     struct io_uring_cqe *cqe;
-    unsigned head, seen = 0;
+    unsigned head, seen = 0, replies = 0;
     int n = 0;
 
     if (r->pump)
@@ -183,6 +189,7 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
         if (n == UF_BATCH)
             break;
         seen++;
+        replies += is_reply(cqe);
         if (cqe->user_data >> UF_TAG_SHIFT == UF_TAG_FORWARDED)
             UF_TAKES_OVER(&uf_forwarded);
         out->user_data[n] = cqe->user_data;
@@ -198,14 +205,16 @@ static int reap(struct uf_ring *r, struct uf_batch *out, unsigned *consumed)
             n++;
     }
     io_uring_cq_advance(&r->uring, seen);
-    r->last_batch = seen;
-    return uf_guests_turn(r, out, n, consumed);
+    /* Replies that went out by the ring say nothing of how much is asked for at a time. */
+    r->last_batch = seen - replies;
+    n = uf_guests_turn(r, out, n, consumed);
+    return r->pump ? uf_hand_over(r->pump, out, n, at_once) : n;
 }
 
 int uf_peek(struct uf_ring *r, struct uf_batch *out)
 {
     unsigned consumed = 0;
-    return reap(r, out, &consumed);
+    return reap(r, out, &consumed, true);
 }
 
 static int64_t now_ns(void)
@@ -337,6 +346,9 @@ static int submit_and_wait(struct uf_ring *r, int64_t timeout_ns)
 static int enter(struct uf_ring *r, int64_t timeout_ns)
 {
     settle(r);
+    bool waits = r->pump && r->pump->late_count;
+    if (waits && (timeout_ns < 0 || timeout_ns > UF_LATE_NS))
+        timeout_ns = UF_LATE_NS;
     go_in(r);
     int rc = submit_and_wait(r, timeout_ns);
     come_back(r);
@@ -357,7 +369,7 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
         if (rc < 0 && !is_passing(rc))
             return rc;
         unsigned consumed = 0;
-        int n = reap(r, out, &consumed);
+        int n = reap(r, out, &consumed, timeout_ns == 0);
         if (n > 0)
             return n;
         /* DEFER_TASKRUN and overflowed completions appear only after another enter. */
