@@ -172,7 +172,8 @@ def _work(path: Path, rounds: int) -> None:
         if pid == 0:
             _live(path, number, rounds)
         workers.append(pid)
-    for value in ("off", "on"):
+    before = _ask(path, "status")["async_io"]
+    for value in ("off" if before == "on" else "on", before):
         with contextlib.suppress(subprocess.CalledProcessError):  # there may be no ring
             _ask(path, "async-io", value)
     failed = [pid for pid in workers if os.waitpid(pid, 0)[1]]
