@@ -335,17 +335,20 @@ class Machine(Client):
         room: int = 4096,
         queue: int = 1,
         cuts: Iterable[int] = (),
+        gap: int = 0,
         indirect: bool = False,
         **header: Any,
     ) -> Answer:
-        """Ask the file system and wait. ``cuts`` are where the message and its reply are cut."""
+        """Ask the file system and wait. ``cuts`` are where the message and its reply are cut, and
+        ``gap`` how far apart the pieces lie."""
         self._unique += 2
         data = message(opcode, *parts, unique=self._unique, **header)
         used = self.queues[queue]
-        head = self.submit(data, room, queue=queue, cuts=cuts, indirect=indirect)
+        head = self.submit(data, room, queue=queue, cuts=cuts, gap=gap, indirect=indirect)
         (back,) = used.wait()
         assert back[0] == head
-        reply = self.read(self.arena + (1 << 21), back[1])
+        pieces = cut(self.arena + (1 << 21), room, cuts, gap)
+        reply = b"".join(self.read(*piece) for piece in pieces)[: back[1]]
         return parse(reply, self._unique)
 
     def submit(
@@ -355,14 +358,17 @@ class Machine(Client):
         *,
         queue: int = 1,
         cuts: Iterable[int] = (),
+        gap: int = 0,
         indirect: bool = False,
         slot: int = 0,
     ) -> int:
         """Offer a message with room for its reply, and kick."""
         where = self.arena + slot * (1 << 22)
-        self.write(where, data)
-        pieces = [(piece, False) for piece in cut(where, len(data), cuts)]
-        pieces += [(piece, True) for piece in cut(where + (1 << 21), room, cuts)]
+        message = cut(where, len(data), cuts, gap)
+        for at, (start, length) in zip(offsets(message), message, strict=True):
+            self.write(start, data[at : at + length])
+        pieces = [(piece, False) for piece in message]
+        pieces += [(piece, True) for piece in cut(where + (1 << 21), room, cuts, gap)]
         table = GUEST_BASE + RING_AREA - (1 << 15) if indirect else 0
         head = self.queues[queue].add(pieces, indirect=table)
         self.queues[queue].notify()
@@ -378,7 +384,14 @@ class Machine(Client):
         return self.ask(Opcode.INIT, init_in(**offer))
 
 
-def cut(address: int, length: int, cuts: Iterable[int]) -> list[Piece]:
-    """A range in pieces, cut at those offsets that lie within."""
+def cut(address: int, length: int, cuts: Iterable[int], gap: int = 0) -> list[Piece]:
+    """So many bytes in pieces, cut at those offsets that lie within, and that far apart."""
     ends = sorted({at for at in cuts if 0 < at < length} | {length}) if length else []
-    return [(address + start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    spans = enumerate(zip([0, *ends], ends, strict=False))
+    return [(address + start + at * gap, end - start) for at, (start, end) in spans]
+
+
+def offsets(pieces: Iterable[Piece]) -> list[int]:
+    """Where each begins in what they hold together."""
+    lengths = [length for _, length in pieces]
+    return [sum(lengths[:at]) for at in range(len(lengths))]

@@ -158,8 +158,11 @@ class HostileGuest:
         )
         ends = [*cuts, length]
         starts = [0, *cuts]
+        # A message lies in one place; what is written to may lie in several as well.
+        gap = chance.choice((0, 0, 8, 4096)) if flags else 0
         return [
-            (address + start, end - start, flags) for start, end in zip(starts, ends, strict=True)
+            (address + start + at * gap, end - start, flags)
+            for at, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
 
     def _head(self, head: int, *, corrupt: bool) -> int:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from tests.fuse.kernel import message, read_in, write_in
-from tests.vhost.frontend import Machine
-from tests.vhost.served import Served
+from tests.mount.harness import wait_until
+from tests.vhost.frontend import ALL_FEATURES, Machine
+from tests.vhost.served import WAYS, Served
 from uringfs.control import follow, socket_path
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
+from uringfs.fuse.vhost import wire
+from uringfs.fuse.vhost.virtqueue import Feature
+from uringfs.fuse.vhost.wire import FrontEnd
 
 
 def open_in(flags: int = os.O_RDWR) -> bytes:
@@ -68,17 +72,18 @@ def test_what_is_cached_in_part_is_read_whole(machine: Machine, served: Served) 
                 assert answer == (0, content)
 
 
+@pytest.mark.parametrize("gap", [0, 5])
 @pytest.mark.parametrize("indirect", [False, True])
 @pytest.mark.parametrize("step", [1, 3, 13, 40, 64])
 def test_chains_may_be_cut_anywhere(
-    machine: Machine, served: Served, step: int, indirect: bool
+    machine: Machine, served: Served, step: int, indirect: bool, gap: int
 ) -> None:
     content = os.urandom(300)
     (served.root / "f").write_bytes(content)
     nodeid = machine.lookup(b"f")
     fh = machine.open(nodeid)
     cuts = range(step, 200, step) if step > 1 else range(100)
-    how: dict[str, Any] = {"nodeid": nodeid, "cuts": cuts, "indirect": indirect}
+    how: dict[str, Any] = {"nodeid": nodeid, "cuts": cuts, "gap": gap, "indirect": indirect}
     assert machine.ask(Opcode.READ, read_in(fh, 0, 300), room=316, **how) == (0, content)
     error, _ = machine.ask(Opcode.WRITE, write_in(fh, 300, 99), content[:99], **how)
     assert error == 0
@@ -135,6 +140,31 @@ def test_many_requests_at_a_time(machine: Machine, served: Served) -> None:
         assert reply[16:] == content[slot * 4096 :][:4096]
 
 
+@pytest.mark.parametrize("way", WAYS[:1], indirect=True, ids=lambda way: way.name)
+def test_a_driver_hears_of_the_first_reads_before_the_last_is_made(served: Served) -> None:
+    content = os.urandom(40 << 12)
+    (served.root / "f").write_bytes(content)
+    with Machine(served.socket, features=ALL_FEATURES & ~Feature.EVENT_IDX) as machine:
+        machine.start()
+        machine.init()
+        nodeid = machine.lookup(b"f")
+        fh = machine.open(nodeid)
+        queue, state = machine.queues[1], wire.VRING_STATE
+        assert machine.tell(FrontEnd.SET_VRING_ENABLE, state.pack(1, 0)) == 0
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(queue.call)
+        places = range(machine.arena, machine.arena + (40 << 14), 1 << 14)
+        for at, place in enumerate(places):
+            asked = message(Opcode.READ, read_in(fh, at << 12, 4096), nodeid=nodeid)
+            machine.write(place, asked)
+            queue.add([((place, len(asked)), False), ((place + 4096, 16 + 4096), True)])
+        assert machine.tell(FrontEnd.SET_VRING_ENABLE, state.pack(1, 1)) == 0
+        wait_until(lambda: queue.used_index == queue.next, "all reads are answered")
+        assert machine.tell(FrontEnd.SET_VRING_ENABLE, state.pack(1, 1)) == 0
+        assert os.eventfd_read(queue.call) > 1
+        assert content == b"".join(machine.read(place + 4096 + 16, 4096) for place in places)
+
+
 def test_requests_are_measured_and_traced(machine: Machine, served: Served) -> None:
     (served.root / "f").write_bytes(b"0123456789")
     nodeid = machine.lookup(b"f")
@@ -142,7 +172,7 @@ def test_requests_are_measured_and_traced(machine: Machine, served: Served) -> N
     control = socket_path(str(served.socket))
     before = served.ask("stats")
     records = follow(control, "trace", {"operations": ["read", "lookup"], "least_ms": 0})
-    with closing(records), ThreadPoolExecutor(1) as pool:
+    with contextlib.closing(records), ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, records)
         while not first.done():
             machine.lookup(b"f")

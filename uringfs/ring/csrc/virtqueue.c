@@ -1,9 +1,10 @@
 /* A guest's requests, past Python: chains of a virtqueue become transfers on the one io_uring.
  *
  * A READ is a readv from the backing file into the guest's memory, a WRITE a writev out of it; not
- * a byte is copied here but headers. When the transfer completes, the reply's header is written
- * and the chain goes back into the used ring. Whether to interrupt is decided once for all that
- * came back in a turn. Every other request goes to Python, as pieces of memory.
+ * a byte is copied here but headers. What is in the page cache is read at once, all else on the
+ * ring. Then the reply's header is written and the chain goes back into the used ring. Whether to
+ * interrupt is decided once for all that came back in a turn, or for every few that were read at
+ * once. Every other request goes to Python, as pieces of memory.
  *
  * The driver is kicked for only when this thread is about to sleep (EVENT_IDX); as long as it
  * works or spins it looks at the available rings itself.
@@ -92,18 +93,25 @@ static const struct uf_region *region_of(const struct uf_guest *g, uint64_t addr
     return NULL;
 }
 
-/* Pieces of memory for `length` bytes at a guest address: how many, or -1. */
+/* Pieces of memory for `length` bytes at a guest address, behind `n` others of which the last may
+ * grow: how many there are then, or -1. */
 static int translate(const struct uf_guest *g, uint64_t address, uint32_t length,
-                     struct iovec *piece, uint32_t room)
+                     struct iovec *piece, uint32_t n, uint32_t room)
 {
-    uint32_t n = 0;
     while (length) {
         const struct uf_region *region = region_of(g, address);
-        if (!region || n == room)
+        if (!region)
             return -1;
         uint64_t start = address - region->guest, left = region->size - start;
         uint32_t part = left < length ? (uint32_t)left : length;
-        piece[n++] = (struct iovec){.iov_base = region->at + start, .iov_len = part};
+        uint8_t *at = region->at + start;
+        /* Where a region starts, the one before it in our memory is another one of the guest's. */
+        if (n && start && (uint8_t *)piece[n - 1].iov_base + piece[n - 1].iov_len == at)
+            piece[n - 1].iov_len += part;
+        else if (n < room)
+            piece[n++] = (struct iovec){.iov_base = at, .iov_len = part};
+        else
+            return -1;
         length -= part;
         address += part;
     }
@@ -189,10 +197,12 @@ static const char *add_piece(const struct uf_guest *g, struct uf_chain *c,
         return "memory to read from behind memory to write to";
     if (d->length > UINT32_MAX - *bytes)
         return "a chain of more than 4 GiB";
-    int n = translate(g, d->address, d->length, c->piece + c->pieces, UF_PIECES - c->pieces);
+    uint32_t first = write ? c->readable : 0;
+    int n = translate(g, d->address, d->length, c->piece + first, c->pieces - first,
+                      UF_PIECES - first);
     if (n < 0)
         return "memory that the guest does not have, or too many pieces";
-    c->pieces += (uint32_t)n;
+    c->pieces = first + (uint32_t)n;
     if (!write)
         c->readable = c->pieces;
     *bytes += d->length;
@@ -206,7 +216,7 @@ static const struct descriptor *copy_table(const struct uf_guest *g, const struc
     struct iovec piece[2];
     if (!d->length || d->length % sizeof(*d) || d->length / sizeof(*d) > UF_QUEUE_SIZE)
         return NULL;
-    int n = translate(g, d->address, d->length, piece, 2);
+    int n = translate(g, d->address, d->length, piece, 0, 2);
     if (n < 0)
         return NULL;
     size_t done = 0;
@@ -321,6 +331,29 @@ static void reply(struct uf_guest *g, uint32_t chain, int error, uint32_t bytes)
     finish(g, chain, length + data);
 }
 
+static bool wants_interrupt(struct uf_vring *q)
+{
+    uint16_t old = q->told;
+    if (old == q->used_next)
+        return false;
+    q->told = q->used_next;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!q->event_idx)
+        return !(__atomic_load_n(&q->avail[0], __ATOMIC_RELAXED) & NO_INTERRUPT);
+    return (uint16_t)(q->used_next - used_event(q) - 1) < (uint16_t)(q->used_next - old);
+}
+
+/* If the driver wants to be. */
+static void interrupt(struct uf_vring *q)
+{
+    /* Not through the ring, which hands a write to an eventfd that may block to a thread. One
+     * that is full tells all there is to tell. */
+    if (wants_interrupt(q) && q->call_fd >= 0) {
+        ssize_t written = write(q->call_fd, &one_event, sizeof(one_event));
+        (void)written;
+    }
+}
+
 static bool has_room(struct uf_guest *g)
 {
     if (io_uring_sq_space_left(&g->ring->uring))
@@ -362,36 +395,46 @@ static struct io_uring_sqe *start_transfer(struct uf_guest *g, uint32_t chain,
                     (uint32_t)pieces, offset);
 }
 
+/* What was moved without the ring. The driver hears of it while the next is moved: woken once all
+ * were back, it would work and wait in turn with us. */
+static void reply_moved(struct uf_guest *g, uint32_t chain, int error, uint32_t bytes)
+{
+    struct uf_vring *q = &g->queue[g->chains[chain].queue];
+    g->moved += bytes;
+    reply(g, chain, error, bytes);
+    if ((uint16_t)(q->used_next - q->told) >= UF_EARLY)
+        interrupt(q);
+}
+
 static void move_now(struct uf_guest *g, uint32_t chain, const struct uf_handle *h, bool write,
-                         int pieces, uint64_t offset)
+                     int pieces, uint64_t offset)
 {
     const struct iovec *data = g->chains[chain].data;
     ssize_t done = write ? pwritev(h->fd, data, pieces, (off_t)offset)
                          : preadv(h->fd, data, pieces, (off_t)offset);
-    reply(g, chain, done < 0 ? -errno : 0, done < 0 ? 0 : (uint32_t)done);
+    reply_moved(g, chain, done < 0 ? -errno : 0, done < 0 ? 0 : (uint32_t)done);
 }
 
-/* Who asks for one thing at a time waits for each system call: where the data is cached, one does
- * without the ring. Looked for in vain again and again, it is looked for less and less often. */
+/* What is cached is read without the ring, which would give nothing back before all of a batch is
+ * read. Looked for in vain again and again, it is looked for less and less often. */
 static bool read_cached(struct uf_guest *g, uint32_t chain, const struct uf_handle *h, int pieces,
                         const struct fuse_read_in *arg)
 {
-    struct uf_chain *c = &g->chains[chain];
-    const struct uf_vring *q = &g->queue[c->queue];
-    if (h->flags & O_DIRECT || g->transfers || avail_index(q) != q->next)
+    if (h->flags & O_DIRECT)
         return false;
     if (g->unsought) {
         g->unsought--;
         return false;
     }
-    ssize_t done = preadv2(h->fd, c->data, pieces, (off_t)arg->offset, RWF_NOWAIT);
+    const struct iovec *data = g->chains[chain].data;
+    ssize_t done = preadv2(h->fd, data, pieces, (off_t)arg->offset, RWF_NOWAIT);
     if (done != (ssize_t)arg->size) {
         g->misses += g->misses < 10;
         g->unsought = 1u << g->misses;
         return false;
     }
     g->misses = 0;
-    reply(g, chain, 0, arg->size);
+    reply_moved(g, chain, 0, arg->size);
     return true;
 }
 
@@ -526,17 +569,19 @@ static void track(struct uf_vring *q, uint16_t head)
     __atomic_store_n(&entry->inflight, 1, __ATOMIC_RELEASE);
 }
 
-/* What the driver offers, a bounded number: how many were taken. */
+/* What the driver offers, bounded, so that whatever else there is has its turn: how many were
+ * taken. */
 static unsigned take(struct uf_guest *g, uint32_t queue)
 {
     struct uf_vring *q = &g->queue[queue];
     unsigned taken = 0;
+    g->moved = 0;
     while (q->taking && q->resumed && g->spares) {
         uint16_t head = q->resume[--q->resumed];
         take_chain(g, queue, head);
         taken++;
     }
-    while (q->taking && g->spares && taken < UF_TAKE) {
+    while (q->taking && g->spares && taken < UF_TAKE && g->moved < UF_TAKE_BYTES) {
         uint16_t offered = (uint16_t)(avail_index(q) - q->next);
         if (!offered)
             break;
@@ -557,27 +602,10 @@ static unsigned take(struct uf_guest *g, uint32_t queue)
 
 /* -- turns ------------------------------------------------------------------------------------ */
 
-static bool wants_interrupt(struct uf_vring *q)
-{
-    uint16_t old = q->told;
-    if (old == q->used_next)
-        return false;
-    q->told = q->used_next;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!q->event_idx)
-        return !(__atomic_load_n(&q->avail[0], __ATOMIC_RELAXED) & NO_INTERRUPT);
-    return (uint16_t)(q->used_next - used_event(q) - 1) < (uint16_t)(q->used_next - old);
-}
-
 static void settle_queue(struct uf_guest *g, uint32_t queue)
 {
     struct uf_vring *q = &g->queue[queue];
-    /* Not through the ring, which hands a write to an eventfd that may block to a thread. One
-     * that is full tells all there is to tell. */
-    if (wants_interrupt(q) && q->call_fd >= 0) {
-        ssize_t written = write(q->call_fd, &one_event, sizeof(one_event));
-        (void)written;
-    }
+    interrupt(q);
     if (g->polls && q->taking && !q->armed && has_room(g)) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&g->ring->uring);
         io_uring_prep_poll_multishot(sqe, q->kick_fd, POLLIN);

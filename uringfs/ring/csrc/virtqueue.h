@@ -17,6 +17,8 @@
 #define UF_QUEUE_SIZE 1024u /* entries of a queue, at the most */
 #define UF_REGIONS 509u
 #define UF_TAKE 128u /* requests taken from one queue before the others have their turn */
+#define UF_TAKE_BYTES (512u << 10) /* the same for those that were moved without the ring */
+#define UF_EARLY 4u /* replies that the driver is to hear of before the turn is over */
 #define UF_DIRTY_PAGE 4096u
 
 struct uf_region {
@@ -84,6 +86,7 @@ struct uf_guest {
     uint32_t python_count;
     uint32_t transfers;
     uint32_t misses, unsought; /* see read_cached() */
+    uint64_t moved; /* bytes without the ring, of what is taken from a queue in one go */
     bool fast;
     bool polls; /* kicks are waited for here; otherwise the event loop does */
     struct uf_handles handles;
