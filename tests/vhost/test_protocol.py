@@ -289,7 +289,8 @@ def test_io_is_switched_while_files_are_open(served: Served, machine: Machine) -
     (served.root / "f").write_bytes(b"0123456789")
     nodeid = machine.lookup(b"f")
     fh = machine.open(nodeid)
-    for turn, value in enumerate(["on", "off"] * 3):
+    was = served.ask("async-io", "status")["async_io"]
+    for turn, value in enumerate([*["on", "off"] * 3, was]):
         assert served.ask("async-io", value)["async_io"] == value
         for _ in range(20):
             read = read_in(fh, turn, 4)
