@@ -378,6 +378,7 @@ static struct io_uring_sqe *start_io(struct uf_guest *g, uint32_t chain,
     c->handle = uf_row(h);
     c->state = UF_CHAIN_IO;
     g->handles.rows[c->handle].in_flight++;
+    g->writes += c->opcode == FUSE_WRITE;
     g->transfers++;
     g->ring->transfers++;
     return sqe;
@@ -416,11 +417,12 @@ static void move_now(struct uf_guest *g, uint32_t chain, const struct uf_handle 
 }
 
 /* What is cached is read without the ring, which would give nothing back before all of a batch is
- * read. Looked for in vain again and again, it is looked for less and less often. */
+ * read; not while there are WRITEs on it, of which one may have come before. Looked for in vain
+ * again and again, it is looked for less and less often. */
 static bool read_cached(struct uf_guest *g, uint32_t chain, const struct uf_handle *h, int pieces,
                         const struct fuse_read_in *arg)
 {
-    if (h->flags & O_DIRECT)
+    if (h->flags & O_DIRECT || g->writes)
         return false;
     if (g->unsought) {
         g->unsought--;
@@ -659,6 +661,7 @@ static void end_transfer(struct uf_guest *g, uint32_t chain, int res)
     if (chain >= g->chain_count || c->state != UF_CHAIN_IO)
         return;
     g->handles.rows[c->handle].in_flight--;
+    g->writes -= c->opcode == FUSE_WRITE;
     g->transfers--;
     g->ring->transfers--;
     reply(g, chain, res == -ECANCELED ? -EINTR : res < 0 ? res : 0, res < 0 ? 0 : (uint32_t)res);

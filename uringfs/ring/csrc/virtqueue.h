@@ -85,6 +85,7 @@ struct uf_guest {
     uint32_t *python; /* chains that Python is to be given, python_count of them */
     uint32_t python_count;
     uint32_t transfers;
+    uint32_t writes; /* of those */
     uint32_t misses, unsought; /* see read_cached() */
     uint64_t moved; /* bytes without the ring, of what is taken from a queue in one go */
     bool fast;
