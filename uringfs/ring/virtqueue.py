@@ -95,6 +95,7 @@ class GuestPump(Mover):
         state.handles.flag_mask = flag_mask
         state.handles.no_fsetid = no_fsetid
         self._count_moved(moved_kib)
+        self._order_by(None)
         state.fast = True
         # A ring that is waited for by its eventfd does not hear of other eventfds: the signal that
         # one write to an eventfd makes on another is given once and never again (Linux 6.18).

@@ -15,6 +15,8 @@
  * breaks the rules is not taken from any more; the others are. See virtio 1.2, 2.7. */
 #include "virtqueue.h"
 
+#include "order.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -301,6 +303,7 @@ static void finish(struct uf_guest *g, uint32_t chain, uint32_t written)
         log_piece(g, c->piece[i].iov_base, part);
         left -= (uint32_t)part;
     }
+    uf_end_write(&c->writes);
     q->under_way--;
     if (q->started)
         push(g, q, c->head, written);
@@ -378,7 +381,6 @@ static struct io_uring_sqe *start_io(struct uf_guest *g, uint32_t chain,
     c->handle = uf_row(h);
     c->state = UF_CHAIN_IO;
     g->handles.rows[c->handle].in_flight++;
-    g->writes += c->opcode == FUSE_WRITE;
     g->transfers++;
     g->ring->transfers++;
     return sqe;
@@ -417,12 +419,11 @@ static void move_now(struct uf_guest *g, uint32_t chain, const struct uf_handle 
 }
 
 /* What is cached is read without the ring, which would give nothing back before all of a batch is
- * read; not while there are WRITEs on it, of which one may have come before. Looked for in vain
- * again and again, it is looked for less and less often. */
+ * read. Looked for in vain again and again, it is looked for less and less often. */
 static bool read_cached(struct uf_guest *g, uint32_t chain, const struct uf_handle *h, int pieces,
                         const struct fuse_read_in *arg)
 {
-    if (h->flags & O_DIRECT || g->writes)
+    if (h->flags & O_DIRECT)
         return false;
     if (g->unsought) {
         g->unsought--;
@@ -440,6 +441,24 @@ static bool read_cached(struct uf_guest *g, uint32_t chain, const struct uf_hand
     return true;
 }
 
+/* It is among the transfers, for as long as its memory has to stay; its handle is looked up anew. */
+static void put_behind(struct uf_guest *g, uint32_t chain, uint64_t nodeid,
+                       const struct fuse_read_in *arg)
+{
+    struct uf_chain *c = &g->chains[chain];
+    c->state = UF_CHAIN_BEHIND;
+    c->nodeid = nodeid;
+    c->read = *arg;
+    g->behind++;
+    g->transfers++;
+}
+
+static void leave_behind(struct uf_guest *g)
+{
+    g->behind--;
+    g->transfers--;
+}
+
 static bool serve_read(struct uf_guest *g, uint32_t chain, uint64_t nodeid, const void *body)
 {
     struct uf_chain *c = &g->chains[chain];
@@ -453,6 +472,10 @@ static bool serve_read(struct uf_guest *g, uint32_t chain, uint64_t nodeid, cons
                      c->data);
     if (pieces < 0)
         return false;
+    if (h->flags & UF_HANDLE_CACHED && uf_is_written(&g->handles, nodeid)) {
+        put_behind(g, chain, nodeid, &arg);
+        return true;
+    }
     uf_count_moved(&g->handles, h, arg.size);
     if (uf_is_better_now(h, arg.size))
         move_now(g, chain, h, false, pieces, arg.offset);
@@ -522,6 +545,8 @@ static bool serve_request(struct uf_guest *g, uint32_t chain)
     c->arrived_ns = g->now_ns;
     uf_meter_begin(&g->meter, chain, message,
                    c->read_bytes < ARGUMENTS ? c->read_bytes : ARGUMENTS);
+    if (in.opcode == FUSE_WRITE && c->read_bytes >= ARGUMENTS)
+        c->writes = uf_begin_write(&g->handles, in.nodeid, message + sizeof(in));
     if (!g->fast || in.len != c->read_bytes)
         return false;
     switch (in.opcode) {
@@ -616,12 +641,27 @@ static void settle_queue(struct uf_guest *g, uint32_t queue)
     }
 }
 
+/* Start the READs whose WRITEs are done. */
+static void serve_behind(struct uf_guest *g)
+{
+    for (uint32_t chain = 0; g->behind && chain < g->chain_count; chain++) {
+        struct uf_chain *c = &g->chains[chain];
+        if (c->state != UF_CHAIN_BEHIND || uf_is_written(&g->handles, c->nodeid) || !has_room(g))
+            continue;
+        leave_behind(g);
+        if (!serve_read(g, chain, c->nodeid, &c->read))
+            reply(g, chain, -EBADF, 0);
+    }
+}
+
 void uf_guests_settle(struct uf_ring *r)
 {
-    for (struct uf_guest *g = r->guests; g; g = g->next)
+    for (struct uf_guest *g = r->guests; g; g = g->next) {
+        serve_behind(g);
         for (uint32_t queue = 0; queue < g->queues; queue++)
             if (g->queue[queue].started)
                 settle_queue(g, queue);
+    }
 }
 
 static bool is_ready(const struct uf_guest *g, const struct uf_vring *q)
@@ -661,7 +701,6 @@ static void end_transfer(struct uf_guest *g, uint32_t chain, int res)
     if (chain >= g->chain_count || c->state != UF_CHAIN_IO)
         return;
     g->handles.rows[c->handle].in_flight--;
-    g->writes -= c->opcode == FUSE_WRITE;
     g->transfers--;
     g->ring->transfers--;
     reply(g, chain, res == -ECANCELED ? -EINTR : res < 0 ? res : 0, res < 0 ? 0 : (uint32_t)res);
@@ -813,6 +852,10 @@ int uf_guest_give(struct uf_guest *g, uint32_t queue, uint16_t head, uint32_t wr
 int uf_guest_cancel(struct uf_guest *g)
 {
     for (uint32_t chain = 0; g->transfers && chain < g->chain_count; chain++) {
+        if (g->chains[chain].state == UF_CHAIN_BEHIND) {
+            leave_behind(g);
+            reply(g, chain, -EINTR, 0);
+        }
         if (g->chains[chain].state != UF_CHAIN_IO)
             continue;
         if (!has_room(g))

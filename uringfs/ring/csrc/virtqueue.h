@@ -52,7 +52,12 @@ struct uf_vring {
     uint16_t resume[UF_QUEUE_SIZE];
 };
 
-enum uf_chain_state { UF_CHAIN_FREE, UF_CHAIN_PYTHON, UF_CHAIN_IO };
+enum uf_chain_state {
+    UF_CHAIN_FREE,
+    UF_CHAIN_PYTHON,
+    UF_CHAIN_BEHIND, /* a READ that waits for a WRITE: order.h */
+    UF_CHAIN_IO,
+};
 
 struct uf_chain {
     uint64_t unique;
@@ -66,6 +71,9 @@ struct uf_chain {
     uint16_t head;
     uint16_t queue;
     enum uf_chain_state state;
+    uint32_t *writes;         /* where a WRITE is counted that is not done */
+    uint64_t nodeid;          /* of one that waits */
+    struct fuse_read_in read; /* and what it asks for */
     struct iovec piece[UF_PIECES];
     struct iovec data[UF_PIECES];
 };
@@ -85,7 +93,7 @@ struct uf_guest {
     uint32_t *python; /* chains that Python is to be given, python_count of them */
     uint32_t python_count;
     uint32_t transfers;
-    uint32_t writes; /* of those */
+    uint32_t behind; /* of those, they wait and are not on the ring */
     uint32_t misses, unsought; /* see read_cached() */
     uint64_t moved; /* bytes without the ring, of what is taken from a queue in one go */
     bool fast;
