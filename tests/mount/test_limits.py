@@ -191,10 +191,12 @@ def test_a_flood_of_log_lines_is_cut_off(new_mount: NewMount, combination: Combi
         pytest.skip("its failures are not logged")
     mounted = new_mount("--log-level=debug", "--log-rate=20")
     (mounted.source / "full/directory").mkdir(parents=True)
+    (mounted.source / "empty").mkdir()
 
     def fail() -> bool:
         """By an operation that is Python's in each case."""
-        return outcome_of(os.rmdir, mounted.path / "full").error == "ENOTEMPTY"
+        empty, full = mounted.path / "empty", mounted.path / "full"
+        return outcome_of(os.rename, empty, full).error == "ENOTEMPTY"
 
     before = mounted.log().count("\n")
     assert all(fail() for _ in range(3000))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring.device import PATIENCE_S, Answer, Device, listening
+from tests.ring.device import NODE, PATIENCE_S, Answer, Device, listening
 from tests.ring.drives import Drive, drive_selector
 from uringfs.fuse import abi
 from uringfs.fuse.abi import Opcode
@@ -44,6 +44,23 @@ def test_they_come_behind_what_python_is_called_for() -> None:
             assert await device.receive(asked) == Answer(errno.ENOSYS, b"")
             assert await device.receive(closed) == Answer(errno.ENOSYS, b"")
             assert device.seen == [Opcode.STATFS, Opcode.FORGET, Opcode.RELEASE]
+
+    drive_selector(main)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_file_is_closed_before_it_is_opened_again(again: bool) -> None:
+    """Both are of one inode, unless not ``again``."""
+
+    async def main(ring: Ring) -> None:
+        async with listening(ring, slots=SLOTS) as device:
+            device.pump.defer(True)
+            release(device)
+            nodeid = NODE if again else NODE + 1
+            opened = device.send(Opcode.OPEN, abi.OPEN_IN.pack(0, 0), nodeid=nodeid)
+            assert await device.receive(opened) == Answer(errno.ENOSYS, b"")
+            expected = [Opcode.RELEASE, Opcode.OPEN]
+            assert await seen(device, 2) == (expected if again else expected[::-1])
 
     drive_selector(main)
 

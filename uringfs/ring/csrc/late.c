@@ -3,7 +3,9 @@
  *
  * They come when a client is about to ask for something else, which would have to wait while Python
  * is called for them. So they are put aside, in their slots, until Python is called anyway, and then
- * come behind what it is called for; or until there are several of them, or for a millisecond. */
+ * come behind what it is called for; or until there are several of them, or for a millisecond. But
+ * who opens a file anew finds it closed: whether the kernel may have a backing file for it is for
+ * the first open to decide. */
 #include "late.h"
 
 #include "entry.h"
@@ -19,10 +21,21 @@ static bool may_unlock(const struct uf_pump *p, const uint8_t *body)
     return arg.release_flags & FUSE_RELEASE_FLOCK_UNLOCK || uf_has_locks(&p->handles);
 }
 
+/* An OPEN has come. */
+static void note_open(struct uf_pump *p, uint64_t nodeid)
+{
+    for (uint32_t i = 0; i < p->late_count; i++)
+        p->late_first |= p->late[i].closes == nodeid;
+}
+
 bool uf_put_aside(struct uf_pump *p, uint32_t slot, uint32_t length)
 {
-    const uint8_t *body = uf_slot_data(p, slot) - UF_IN_SIZE + sizeof(struct fuse_in_header);
+    struct fuse_in_header in;
+    const uint8_t *body = uf_slot_data(p, slot) - UF_IN_SIZE + sizeof(in);
+    memcpy(&in, body - sizeof(in), sizeof(in));
     uint32_t opcode = p->slots[slot].opcode;
+    if (opcode == FUSE_OPEN)
+        note_open(p, in.nodeid);
     bool closes = opcode == FUSE_RELEASE || opcode == FUSE_RELEASEDIR;
     bool forgets = opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET;
     /* Of an entry's queue there may be no other; and half of few slots would be missed. */
@@ -32,7 +45,8 @@ bool uf_put_aside(struct uf_pump *p, uint32_t slot, uint32_t length)
         return false;
     if (!p->late_count)
         p->late_since_ns = p->now_ns;
-    p->late[p->late_count++] = (struct uf_late){.slot = slot, .length = length};
+    p->late[p->late_count++] =
+        (struct uf_late){.slot = slot, .length = length, .closes = closes ? in.nodeid : 0};
     return true;
 }
 
@@ -42,11 +56,16 @@ int uf_hand_over(struct uf_pump *p, struct uf_batch *out, int n, bool at_once)
                p->now_ns - p->late_since_ns >= UF_LATE_NS;
     if (!p->late_count || !due || n + UF_LATE > UF_BATCH)
         return n;
-    for (uint32_t i = 0; i < p->late_count; i++, n++) {
-        out->user_data[n] = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | p->late[i].slot;
-        out->res[n] = (int32_t)p->late[i].length;
-        out->flags[n] = 0;
+    uint32_t count = p->late_count, at = p->late_first ? 0 : (uint32_t)n;
+    memmove(out->user_data + at + count, out->user_data + at, (n - at) * sizeof(*out->user_data));
+    memmove(out->res + at + count, out->res + at, (n - at) * sizeof(*out->res));
+    memmove(out->flags + at + count, out->flags + at, (n - at) * sizeof(*out->flags));
+    for (uint32_t i = 0; i < count; i++, at++) {
+        out->user_data[at] = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | p->late[i].slot;
+        out->res[at] = (int32_t)p->late[i].length;
+        out->flags[at] = 0;
     }
     p->late_count = 0;
-    return n;
+    p->late_first = false;
+    return n + (int)count;
 }

@@ -55,6 +55,7 @@ struct uf_slot {
 struct uf_late {
     uint32_t slot;
     uint32_t length;
+    uint64_t closes; /* a file or directory of that node id; 0: it forgets */
 };
 
 struct uf_pump {
@@ -112,6 +113,7 @@ struct uf_pump {
 
     bool defers; /* what nobody waits for is put aside */
     uint32_t late_count;
+    bool late_first; /* one is asked for that has to come behind them */
     uint64_t late_since_ns;
     struct uf_late late[UF_LATE];
 
