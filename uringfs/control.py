@@ -129,7 +129,7 @@ class ControlServer:
 
     async def _answer(self, line: bytes, passed: Sequence[int]) -> dict[str, Any] | Answers:
         try:
-            request = json.loads(line)
+            request = json.loads(line.decode())
             command = self._commands[request["command"]]
             fields = command(request.get("value"), *passed)
             if isinstance(fields, AsyncGenerator):

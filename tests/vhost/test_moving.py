@@ -87,7 +87,15 @@ def test_what_is_no_state_is_refused(served: Served) -> None:
     with Machine(served.socket) as machine:
         machine.negotiate()
         machine.share_memory()
-        for state in (b"", b"{}", b'{"offer": null}\n{"version": 7}', os.urandom(100)):
+        for state in (
+            b"",
+            b"{}",
+            b"\x00[",
+            b'{"offer": null}\n\x00[',
+            b"[" * 100_000,
+            b'{"offer": null}\n{"version": 7}',
+            os.urandom(100),
+        ):
             assert load(machine, state) == 1
         served.expect_errors()
         for queue in machine.queues:

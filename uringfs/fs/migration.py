@@ -81,7 +81,7 @@ def load(fs: PassthroughFs, data: bytes) -> int:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads(data)
+        state: dict[str, Any] = json.loads(data.decode())
         if state["version"] != VERSION:
             raise ValueError(f"version {state['version']!r}, and here {VERSION} is known")
         numbers = [*state["handles"], *(row[:3] for row in state["inodes"]), (state["lost"],)]
@@ -89,7 +89,7 @@ def _parse(data: bytes) -> dict[str, Any]:
             raise ValueError("a number is none")
         if any(not isinstance(path, str) or "\0" in path for _, _, _, path in state["inodes"]):
             raise ValueError("a path is none")
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"this is no state of a guest's: {exc}") from exc
     return state
 

@@ -139,10 +139,11 @@ class GuestShare:
         """Take up what ``save`` wrote on the host that the guest comes from. ValueError."""
         head, _, state = data.partition(b"\n")
         try:
-            offer = json.loads(head)["offer"]
+            # As UTF-8: json guesses at bytes, and what it then needs lies outside of the sandbox.
+            offer = json.loads(head.decode())["offer"]
             if offer is not None:
                 self.dispatcher.agree(Offer(*map(int, offer)))
-        except (KeyError, TypeError, ValueError, OSError) as exc:
+        except (KeyError, TypeError, ValueError, OSError, RecursionError) as exc:
             raise ValueError(f"this is no state of a guest's: {exc}") from exc
         missing = migration.load(self.fs, state)
         if self._pumped is not None:
