@@ -1,4 +1,4 @@
-"""A minute of what ``python -m perf soak`` does for hours, and its figures."""
+"""Two minutes of what ``python -m perf soak`` does for hours, and its figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perf.soak import Outcome, Settings, Soak, percentile, render, slope
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_nobody_notices(tmp_path: Path) -> None:
-    settings = Settings(seconds=60, every_s=0.5, weights=(10, 2, 3), work=tmp_path, seed=1)
+    settings = Settings(seconds=120, every_s=0.5, weights=(10, 2, 3), work=tmp_path, seed=1)
     outcome = Soak(settings).run()
     assert outcome.errors == []
     for name in ("kill", "upgrade", "switch", "fio writes", "git clones", "appends"):
