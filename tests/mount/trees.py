@@ -49,6 +49,12 @@ def everything_fails(path: Path) -> None:
     assert outcome_of(os.unlink, path) == failed
 
 
+def first_bytes(path: Path, most: int = 4096) -> bytes:
+    """What the first read(2) of a file brings; of one in ``faulty.py`` each may bring another."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(most)
+
+
 def its_death_is_noticed(mounted: Mounted) -> None:
     (mounted.path / "file").write_bytes(b"data")
     mounted.kill()

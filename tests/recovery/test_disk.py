@@ -15,7 +15,7 @@ import pytest
 
 from tests.mount.conftest import fresh
 from tests.mount.harness import wait_until
-from tests.mount.trees import everything_fails, outcome_of
+from tests.mount.trees import everything_fails, first_bytes, outcome_of
 from tests.recovery.conftest import KINDS, NewSupervised, Supervised
 
 both_kinds = pytest.mark.parametrize("kind", [KINDS["dev-async"], KINDS["dev-sync"]])
@@ -69,18 +69,14 @@ def test_a_disk_that_hangs(failing: Path, new_supervised: NewSupervised, supervi
     mount = new_supervised("--cache=never", source=failing, supervise=supervise)
     read: list[bytes] = []
 
-    def first(path: Path) -> bytes:
-        with path.open("rb", buffering=0) as file:
-            return file.read(1000)
-
     def wait() -> None:
-        read.append(first(mount.path / "stuck"))
+        read.append(first_bytes(mount.path / "stuck", 1000))
 
     clients = [threading.Thread(target=wait) for _ in range(3)]
     for each in clients:
         each.start()
-    wait_until(lambda: first(failing / "hanging") == b"3", "the reads to hang")
-    assert len(first(mount.path / "half")) == 500, "others are served"
+    wait_until(lambda: first_bytes(failing / "hanging") == b"3", "the reads to hang")
+    assert len(first_bytes(mount.path / "half", 1000)) == 500, "others are served"
     killed = mount.server
     if supervise:
         os.kill(killed, signal.SIGKILL)

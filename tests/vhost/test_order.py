@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.fuse.kernel import message, read_in, write_in
 from tests.mount.conftest import failing_below
 from tests.mount.harness import wait_until
+from tests.mount.trees import first_bytes
 from tests.vhost.frontend import Machine
 from tests.vhost.served import Served
 from uringfs.fuse.abi import OUT_HEADER, Opcode
@@ -27,7 +28,7 @@ def test_a_read_does_not_overtake_a_write(serve: Callable[..., Served], tmp_path
             queue, room = machine.queues[1], OUT_HEADER.size + SIZE
             writing = message(Opcode.WRITE, write_in(fh, 0, 100), b"w" * 100, nodeid=nodeid)
             machine.submit(writing, 64)
-            wait_until(lambda: _first(failing / "hanging") == b"1", "the write to be slow")
+            wait_until(lambda: first_bytes(failing / "hanging") == b"1", "the write to be slow")
             reading = message(Opcode.READ, read_in(fh, 0, SIZE), nodeid=nodeid)
             read = machine.submit(reading, room, slot=1)
             time.sleep(0.2)  # it may be answered at once, or after the write
@@ -38,8 +39,3 @@ def test_a_read_does_not_overtake_a_write(serve: Callable[..., Served], tmp_path
             assert heads[read] == room
             data = machine.read(machine.arena + (1 << 22) + (1 << 21) + OUT_HEADER.size, SIZE)
             assert data == b"w" * 100 + b"r" * (SIZE - 100)
-
-
-def _first(path: Path) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read(SIZE)

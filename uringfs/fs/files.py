@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 
 from uringfs.fs import seal, syscalls
 from uringfs.fs.core import Core, check_name
@@ -163,15 +164,12 @@ class FileOps(Core):
         if from_cache:
             flags = (handle.flags if flags is None else flags) & ~(os.O_DIRECT | os.O_APPEND)
         file = await self._variant(handle, flags)
-        if self.config.seal_size:
-            now = handle.flags if flags is None else flags
-            seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
         now = handle.flags if flags is None else flags
-        if from_cache or not self.is_cached(now):
+        if self.config.seal_size:
+            seal.check_write(file.fd, offset, sum(map(len, buffers)), now)
+        through_cache = not from_cache and self.is_cached(now)
+        with self.written.under_way(nodeid) if through_cache else nullcontext():
             count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
-        else:
-            with self.written.under_way(nodeid):
-                count = await self.io.writev(file.fd, buffers, offset, kill_suidgid=kill_suidgid)
         handle.moved += count
         return count
 

@@ -1,12 +1,7 @@
 """In which order the reads and writes of a file reach it that a client has in its page cache.
 
-What is read through the page cache stays there, so a READ has to find what was sent before it. The
-kernel puts the bytes of a WRITE into the page first, and drops the page if the file seems to have
-been changed by others (FUSE_AUTO_INVAL_DATA). A READ that then overtakes the WRITE fills a page
-with what was there before it, zeros behind the old end, and the client is shown those for as long
-as the page lasts. The pump has the same rule in csrc/order.h.
-
-The kernel has one such WRITE of a file under way at a time, so nobody waits for long.
+A READ has to find what was written before it: csrc/order.h says why, for what has the same rule
+in C. The kernel has one such WRITE of a file under way at a time, so nobody waits for long.
 """
 
 from __future__ import annotations

@@ -149,8 +149,9 @@ class PumpedDevice:
         """The kernel has been answered: go by what was agreed on."""
         for pump in self.pumps:
             pump.configure(flag_mask=flags_asked(self._fs))
-        # A server that goes on where this one ends is not sent again what is only forgotten.
-        self.pump.defer(self._dispatcher.journal is None)
+        # A server that goes on where this one ends is not sent again what is only forgotten; and
+        # what a lane forwards (an OPEN) does not know of what is put aside here (its RELEASE).
+        self.pump.defer(self._dispatcher.journal is None and not self._channels)
         self._know_nodes()
         agreement = self._dispatcher.agreement
         if agreement is not None and InitFlags.OVER_IO_URING in agreement.flags:

@@ -55,8 +55,8 @@ bool uf_is_local(const struct uf_nodes *t, uint64_t nodeid);
 
 #define UF_DONE 1 /* no body is as short */
 /* Answer a LOOKUP, GETATTR, SETATTR, UNLINK or RMDIR: the length of the body that is put to `out`,
- * UF_DONE if there is none, or -errno; 0 leaves the request to Python, as all others. `alone`: nobody else would have to wait. `body`: what
- * comes after the header. */
+ * UF_DONE if there is none, or -errno; 0 leaves the request to Python, as all others. `alone`:
+ * nobody else would have to wait. `body`: what comes after the header. */
 int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
                  const struct fuse_in_header *in, const void *body, void *out);
 

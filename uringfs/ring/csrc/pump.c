@@ -244,15 +244,11 @@ static void transfer_now(struct uf_pump *p, uint32_t slot, const struct uf_handl
 {
     struct uf_slot *s = &p->slots[slot];
     uint8_t *data = uf_slot_data(p, slot);
-    uint64_t start = uf_clock_ns();
     ssize_t done = s->opcode == FUSE_READ ? pread(h->fd, data, size, (off_t)offset)
                                           : pwrite(h->fd, data, size, (off_t)offset);
-    int res = done < 0 ? -errno : (int)done;
-    if (uf_clock_ns() - start > UF_SLOW_WRITE_NS)
-        p->cautious = UF_WRITE_CAUTION;
     p->fast_requests[s->opcode]++;
     uf_count_moved(&p->handles, h, size);
-    finish_io(p, slot, res);
+    finish_io(p, slot, done < 0 ? -errno : (int)done);
 }
 
 static void queue_read(struct uf_pump *p, uint32_t slot, int fd, uint64_t offset)
@@ -273,10 +269,10 @@ static void start_behind(struct uf_pump *p, uint32_t slot)
     struct fuse_in_header in;
     struct fuse_read_in arg;
     memcpy(&in, uf_slot_data(p, slot) - UF_IN_SIZE, sizeof(in));
-    memcpy(&arg, uf_slot_data(p, slot) - sizeof(arg), sizeof(arg));
-    const struct uf_handle *h = uf_to_read(&p->handles, in.nodeid, &arg);
     if (uf_is_written(&p->handles, in.nodeid) || !uf_pump_room(p, 2))
         return;
+    memcpy(&arg, uf_slot_data(p, slot) - sizeof(arg), sizeof(arg));
+    const struct uf_handle *h = uf_to_read(&p->handles, in.nodeid, &arg);
     p->behind--;
     p->slots[slot].state = UF_SLOT_IO;
     if (h)
@@ -307,12 +303,13 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     if (in->len != UF_IN_SIZE || !h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
         !uf_pump_room(p, 2))
         return false;
-    if (uf_is_better_now(h, arg.size)) {
+    bool waits = h->flags & UF_HANDLE_CACHED && uf_is_written(&p->handles, in->nodeid);
+    if (!waits && uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
         return true;
     }
     claim(p, slot, h, arg.size);
-    if (h->flags & UF_HANDLE_CACHED && uf_is_written(&p->handles, in->nodeid)) {
+    if (waits) {
         p->slots[slot].state = UF_SLOT_BEHIND;
         p->behind++;
     } else {
@@ -321,9 +318,9 @@ static bool start_read(struct uf_pump *p, uint32_t slot, const struct fuse_in_he
     return true;
 }
 
-/* Whether a small write is made here though its file system has a disk: now and then it does wait, for
- * a page, the journal or the disk. So only as long as nobody else would have to, and not for some time
- * after one took long. */
+/* Whether a small write is made here though its file system has a disk: now and then it does wait,
+ * for a page, the journal or the disk. So only as long as nobody else would have to, and not for
+ * some time after one took long. */
 static bool may_write_now(struct uf_pump *p, const struct uf_handle *h,
                           const struct fuse_write_in *arg)
 {
@@ -344,9 +341,16 @@ static bool start_write(struct uf_pump *p, uint32_t slot, const struct fuse_in_h
     if (!h || !uf_is_transfer(arg.size, p->max_transfer, arg.offset) ||
         in->len != UF_IN_SIZE + arg.size || !uf_pump_room(p, 2))
         return false;
-    if (!(arg.write_flags & FUSE_WRITE_KILL_SUIDGID) &&
-        (uf_is_better_now(h, arg.size) || may_write_now(p, h, &arg))) {
+    bool plain = !(arg.write_flags & FUSE_WRITE_KILL_SUIDGID);
+    if (plain && uf_is_better_now(h, arg.size)) {
         transfer_now(p, slot, h, arg.size, arg.offset);
+        return true;
+    }
+    if (plain && may_write_now(p, h, &arg)) {
+        uint64_t start = uf_clock_ns();
+        transfer_now(p, slot, h, arg.size, arg.offset);
+        if (uf_clock_ns() - start > UF_SLOW_WRITE_NS)
+            p->cautious = UF_WRITE_CAUTION;
         return true;
     }
     struct write_reply *reply = (struct write_reply *)uf_slot_base(p, slot);
@@ -423,7 +427,8 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
 }
 
 /* What the table of inodes answers, as uf_ask_nodes() tells it. */
-static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const void *body, void *out)
+static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const void *body,
+                     void *out)
 {
     return uf_ask_nodes(&p->nodes, &p->handles, !p->ring->transfers, in, body, out);
 }
