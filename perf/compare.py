@@ -17,7 +17,7 @@ from perf.stats import FEWEST_ROUNDS, Interval, quotient
 THRESHOLD = 0.10
 NOTHING_WORSE, SOMETHING_WORSE, NOT_COMPARABLE = 0, 1, 2
 
-SAME_MACHINE = ("kernel", "cpu", "cpus", "disk", "python", "fio")
+SAME_MACHINE = ("kernel", "cpu", "cpus", "idle", "disk", "python", "fio")
 _ANY_OPTION = ("seed",)
 
 

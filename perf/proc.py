@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 FUSE_IO_URING = Path("/sys/module/fuse/parameters/enable_uring")
+IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
+HALT_POLL_NS = Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -101,6 +103,17 @@ def _field(path: str, name: str) -> str:
     return match[1] if match else "unknown"
 
 
+def idle() -> str:
+    """What a CPU does that has no work, on which depends how fast it wakes: the driver, and how
+    long a guest's polls before it halts (Documentation/virt/guest-halt-polling.rst)."""
+    try:
+        driver = IDLE_DRIVER.read_text().strip()
+        polls = f", {HALT_POLL_NS.read_text().strip()} ns" if driver == "haltpoll" else ""
+    except OSError:
+        return "unknown"
+    return driver + polls
+
+
 def machine(disk: Path) -> dict[str, Any]:
     """What a reader needs to know of the machine and the versions on it."""
     mount = mount_of(disk)
@@ -109,6 +122,7 @@ def machine(disk: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "cpu": _field("/proc/cpuinfo", "model name"),
         "cpus": os.cpu_count(),
+        "idle": idle(),
         "memory": _field("/proc/meminfo", "MemTotal"),
         "disk": f"{mount.fstype} ({mount.options})" if mount else "unknown",
         "load": os.getloadavg()[0],

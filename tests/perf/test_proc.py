@@ -2,6 +2,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from perf import proc
 
 MOUNTINFO = """\
@@ -43,5 +45,19 @@ def test_resident_bytes_of_a_file(tmp_path: Path) -> None:
 
 def test_the_machine_is_described() -> None:
     facts = proc.machine(Path("/var/tmp"))
-    assert {"kernel", "cpu", "disk", "fio", "uringfs", "commit"} <= set(facts)
+    assert {"kernel", "cpu", "idle", "disk", "fio", "uringfs", "commit"} <= set(facts)
     assert facts["fio"].startswith("fio-")
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"), [("haltpoll", "haltpoll, 200000 ns"), ("none", "none"), (None, "unknown")]
+)
+def test_what_an_idle_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str | None, told: str
+) -> None:
+    monkeypatch.setattr(proc, "IDLE_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(proc, "HALT_POLL_NS", tmp_path / "ns")
+    if driver:
+        (tmp_path / "driver").write_text(f"{driver}\n")
+        (tmp_path / "ns").write_text("200000\n")
+    assert proc.idle() == told
