@@ -81,7 +81,7 @@ def test_a_submount_whose_first_file_cannot_be_opened(tree: Tree, submount: Path
     tree.fs.forget(sub, 1)
     here = OwnedFd(os.open(submount, os.O_PATH))
     # Known by its descriptor: no mount could be opened through it.
-    fifo = tree.fs._enter(OwnedFd(os.open(b"fifo", os.O_PATH, dir_fd=here.fd)))
+    fifo = tree.fs.enter(OwnedFd(os.open(b"fifo", os.O_PATH, dir_fd=here.fd)))
     del here
     file, again = tree.look_up("sub/file").nodeid, tree.look_up("sub/fifo")
     assert again.nodeid == fifo.nodeid

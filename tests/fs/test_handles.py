@@ -84,6 +84,22 @@ class HandleMachine(RuleBasedStateMachine):
         self.given.add(fh)
         self.known[fh] = Open(nodeid, fd, flags, traits)
 
+    @rule(nodeid=NODEIDS, flags=FLAGS, traits=TRAITS)
+    def fill_elsewhere(self, nodeid: int, flags: int, traits: int) -> None:
+        """As compiled code does."""
+        if len(self.known) == SMALL - 1:
+            assert outcome_of(self.handles.reserve).error == "ENFILE"
+            return
+        fh, fd = self.handles.reserve(), os.open("/", os.O_PATH)
+        index = fh & 0xFFFFFFFF
+        assert fh not in self.given
+        assert row(self.handles, index)[3] == 0, "it would be open"
+        fields = fd, flags | traits, fh, nodeid, self.in_flight[index], 0
+        ENTRY.pack_into(self.handles.table, index * ENTRY.size, *fields)
+        self.handles.filled(index)
+        self.given.add(fh)
+        self.known[fh] = Open(nodeid, fd, flags, traits)
+
     @rule(data=st.data(), count=st.integers(0, 3))
     def transfer(self, data: st.DataObject, count: int) -> None:
         index = data.draw(st.integers(1, SMALL - 1), "index")

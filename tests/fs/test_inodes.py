@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
-from uringfs.fs.inodes import FIRST_ARTIFICIAL_NODEID, MAX_LOOKUPS, InodeMap, MountKey
+from uringfs.fs.inodes import FIRST_ARTIFICIAL_NODEID, MAX_LOOKUPS, InodeMap
+from uringfs.fs.mirror import Entered, MountKey
 from uringfs.fs.syscalls import AT_FDCWD, statx
 from uringfs.fs.types import INDEX_SHIFT, ROOT_ID, OwnedFd, Statx
 
@@ -49,8 +50,14 @@ class Reflection:
     """Stands for compiled code that has been told of inodes, and answers lookups of them."""
 
     def __init__(self) -> None:
+        self.next_nodeid = 0
+        self.fd_limit = 0
+        self.entered: Entered = lambda *inode: None
         self.rows: dict[int, tuple[int, ...]] = {}
         self.counts: Counter[int] = Counter()
+
+    def enter_new(self, fd_limit: int, entered: Entered) -> None:
+        self.fd_limit, self.entered = fd_limit, entered
 
     def enter(self, nodeid: int, *what: int) -> None:
         assert nodeid not in self.rows
@@ -197,7 +204,7 @@ class InodeMachine(RuleBasedStateMachine):
     @rule()
     def reflect(self) -> None:
         self.mirror = Reflection() if self.mirror is None else None
-        self.map.reflect(self.mirror)
+        self.map.reflect(self.mirror, enters=True)
 
     @precondition(lambda self: self.mirror is not None and self.mirror.rows)
     @rule(data=st.data(), times=st.integers(1, 3))
@@ -206,6 +213,19 @@ class InodeMachine(RuleBasedStateMachine):
         nodeid = data.draw(st.sampled_from([*self.mirror.rows]), "nodeid")
         self.mirror.counts[nodeid] += times
         self.known[nodeid].lookups = min(MAX_LOOKUPS, self.known[nodeid].lookups + times)
+
+    @precondition(lambda self: self.mirror is not None and self.mirror.fd_limit)
+    @rule(ino=INOS, mount=MOUNTS)
+    def find_past_the_map(self, ino: int, mount: MountKey) -> None:
+        assert self.mirror is not None
+        if any(row[1:] == (ino, *mount) for row in self.mirror.rows.values()):
+            return
+        nodeid, fd = self.mirror.next_nodeid, os.open(self.directory, os.O_PATH)
+        self.mirror.next_nodeid += 1
+        self.mirror.enter(nodeid, fd, ino, *mount)
+        self.mirror.entered(nodeid, fd, ino, mount, self.attr.mode)
+        self.check_new(nodeid, ino, mount)
+        self.remember(nodeid, Known(ino, mount, None, 1))
 
     @rule()
     def clear(self) -> None:

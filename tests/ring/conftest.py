@@ -1,5 +1,6 @@
 """Each test of behaviour runs on every way to drive a ring; files that the pump's tests read."""
 
+import os
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +23,17 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(DATA)
     return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_bytes(b"data")
+    os.chown(tmp_path / "file", 12, 34)
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "new").touch()
+    (tmp_path / "sub").mkdir()
+    return tmp_path
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.ring.device import NODE, Device, message
+from tests.ring.known import Known, local
 from uringfs.fs.credentials import acting
 from uringfs.fs.handles import ENTRY, FAST, LIST, MEMORY
 from uringfs.fuse import abi
@@ -67,6 +68,11 @@ class Fuzzer:
         for path in self.files:
             path.write_bytes(b"before" * 1000)
         self.fhs = list(self._table(directory))
+        self.names = directory / "names"
+        self.names.mkdir()
+        self.new: list[tuple[int, int]] = []
+        self.proc_self_fd = os.open("/proc/self/fd", os.O_PATH)
+        self.known = self._know()
         self.got: list[bytes] = []
         self.device.python = self._python
         self.unanswered = 0
@@ -103,6 +109,36 @@ class Fuzzer:
             fhs.append(fh)
         return [*fhs, 0, 1 << 32, fhs[1] & 0xFFFFFFFF, 1 << 32 | (1 << 20) - 1, 2**64 - 1]
 
+    def _know(self) -> Known:
+        """A directory of which names are looked up, made and removed by the pump."""
+        handles = self.device.handles
+        nodes = self.device.pump.know_nodes(
+            looks_up=True, removes=True, local_device=local(self.names),
+            proc_self_fd=self.proc_self_fd,
+            entry_valid=((0, 0), (0, 0)), attr_valid=((0, 0), (0, 0)),
+        )  # fmt: skip
+        known = Known(nodes)
+        known.enter(NODE, self.names)
+        nodes.next_nodeid = NODE + 1
+        nodes.enter_new(1 << 20, lambda nodeid, fd, *_: self.new.append((nodeid, fd)))
+        nodes.make(
+            os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECT, traits=(FAST, FAST),
+            fopen=(0, 0), for_root=True, handles=(handles.reserve, handles.filled),
+        )  # fmt: skip
+        return known
+
+    def _forget(self) -> None:
+        """All that a round has made."""
+        handles = self.device.handles
+        for handle in [each for each in handles if each.fh not in self.fhs]:
+            handles.release(handle.fh, handle.nodeid)
+        for nodeid, fd in self.new:
+            self.known.nodes.leave(nodeid)
+            os.close(fd)
+        self.new.clear()
+        for name in os.listdir(os.fsencode(self.names)):
+            os.unlink(os.path.join(os.fsencode(self.names), name))
+
     def _python(self, opcode: int, whole: bytes) -> int | None:
         self.got.append(whole)
         if opcode == Opcode.FORGET:
@@ -119,7 +155,7 @@ class Fuzzer:
             opcode = self.number(32)
         unique, nodeid = self.random.getrandbits(60) + 2, NODE
         if chance() < 0.05:
-            nodeid = self.number(64)
+            nodeid = self.random.choice((self.number(64), self.known.nodes.next_nodeid - 1))
         whole = bytearray(message(opcode, body, unique=unique, nodeid=nodeid))
         if chance() < 0.1:
             whole = whole[: self.random.randrange(1, len(whole))]
@@ -164,6 +200,28 @@ class Fuzzer:
     def flush(self) -> tuple[int, bytes]:
         return Opcode.FLUSH, abi.FLUSH_IN.pack(self.fh(), self.number(64))
 
+    def name(self) -> tuple[int, bytes]:
+        opcode = self.random.choice((Opcode.LOOKUP, Opcode.LOOKUP, Opcode.UNLINK, Opcode.RMDIR))
+        return opcode, self._name()
+
+    def _name(self) -> bytes:
+        chance = self.random.random()
+        if chance < 0.8:
+            return self.random.choice((b"a", b"b", b"c" * 255)) + b"\0"
+        if chance < 0.9:
+            return self.random.choice(
+                (b".\0", b"..\0", b"a/b\0", b"\0", b"", b"a\0b\0", b"d" * 256)
+            )
+        return self.random.randbytes(self.random.randrange(300))
+
+    def create(self) -> tuple[int, bytes]:
+        mode = self.random.choice((0o644, self.number(32)))
+        return Opcode.CREATE, abi.CREATE_IN.pack(self.flags(), mode, 0, 0) + self._name()
+
+    def setattr(self) -> tuple[int, bytes]:
+        numbers = [self.number(31) for _ in range(9)]
+        return Opcode.SETATTR, abi.SETATTR_IN.pack(self.number(32), self.fh(), 0, 0, *numbers)
+
     def other(self) -> tuple[int, bytes]:
         opcode = self.random.choice((Opcode.FORGET, Opcode.GETATTR, Opcode.RELEASE, 63, 64, 4096))
         return opcode, self.random.randbytes(self.random.randrange(0, 100))
@@ -174,6 +232,7 @@ class Fuzzer:
 
     shapes: tuple[Callable[[Fuzzer], tuple[int, bytes]], ...] = (
         read, read, read, write, write, write, readdir, fsync, flush, other,
+        name, name, create, setattr,
     )  # fmt: skip
 
     # A round
@@ -195,6 +254,7 @@ class Fuzzer:
 
         replies = device.serve(over)
         self.check(messages, replies)
+        self._forget()
         for path in self.files:
             os.truncate(path, 6000)
         return len(replies)
@@ -226,6 +286,7 @@ class Fuzzer:
         self.device.pump.close()
         self.device.close_sockets()
         self.device.handles.clear()
+        os.close(self.proc_self_fd)
 
 
 def fuzz(seconds: float, seed: int, memory: Path = Path("/dev/shm")) -> Tally:

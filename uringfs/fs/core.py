@@ -233,18 +233,18 @@ class Core:
             if not self.descriptors.make_room(exc):
                 raise
             path = await self.io.openat(dir_fd, name, O_PATH_FLAGS, beneath=beneath)
-        return self._enter(path)
+        return self.enter(path)
 
     def lookup_root(self) -> Entry:
         """Count a lookup of the root, for who has it as an entry of a directory."""
-        return self._enter(self.inodes.open(self.inodes.root_id))
+        return self.enter(self.inodes.open(self.inodes.root_id))
 
     def root_ino(self) -> int:
         """The inode number that clients see of the root."""
         root = self.inodes.get(self.inodes.root_id)
         return self.inodes.number(root.ino, root.ids)
 
-    def _enter(self, path: OwnedFd) -> Entry:
+    def enter(self, path: OwnedFd) -> Entry:
         """Count a lookup of the file behind an O_PATH descriptor."""
         attr = syscalls.statx(path.fd)
         inode = self.inodes.lookup(self.key_of(path), attr)

@@ -54,6 +54,11 @@ def acting(caller: Caller | None, kill_suidgid: bool, call: Callable[[], T]) -> 
             _come_back_or_abort(own)
 
 
+def acts_as_callers() -> bool:
+    """Whether it is of consequence who calls, unless that is a client's root."""
+    return _PRIVILEGED
+
+
 def resolved(caller: Caller) -> Caller:
     """The caller with its groups: those the session was told of, or else those of its process."""
     if caller.groups is not None:

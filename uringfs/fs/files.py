@@ -117,7 +117,7 @@ class FileOps(Core):
 
     def _created(self, file: OwnedFd, flags: int) -> tuple[Entry, Opened]:
         """Enter a file just made, by its descriptor: its name may mean another file already."""
-        entry = self._enter(OwnedFd(self.reopen_now(file.fd, os.O_PATH)))
+        entry = self.enter(OwnedFd(self.reopen_now(file.fd, os.O_PATH)))
         return entry, self._opened(entry.nodeid, file, flags)
 
     async def tmpfile(

@@ -112,9 +112,7 @@ class HandleMap:
         may move its data itself, see ``backings``; None for what is no regular file. The low half
         of ``fh`` is its row in the table. OSError ENFILE: there are too many.
         """
-        index = self._free.pop() if self._free else self._highest + 1
-        if index >= CAPACITY:
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        index = self._free_row()
         backing = 0 if backed is None else self.backings.hold(nodeid, file.fd, flags, backed)
         self._halves[index * _HALVES + _BACKING] = backing
         self._take_serial(self._serial + 1 & _INDEX)
@@ -122,13 +120,39 @@ class HandleMap:
         self._enter(fh, nodeid, file, flags, traits)
         return fh
 
-    def _enter(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
-        words, index = self._words, fh & _INDEX
-        words[_HIGHEST] = self._highest = max(self._highest, index)
-        self._handles[fh] = Handle(fh, nodeid, file, flags)
-        words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
+    def reserve(self) -> int:
+        """An ``fh`` for a file that compiled code will open: it writes the row, see ``filled``.
+
+        OSError ENFILE: there are too many.
+        """
+        index = self._free_row()
+        self._halves[index * _HALVES + _BACKING] = 0
+        self._take_serial(self._serial + 1 & _INDEX)
+        self._clear(index)
+        return self._serial << 32 | index
+
+    def filled(self, index: int) -> None:
+        """The row holds a regular file now, which has no backing file."""
+        fd, flags, fh, nodeid, *_ = ENTRY.unpack_from(self.table, index * ENTRY.size)
+        self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
+        self.backings.hold(nodeid, fd, flags, wanted=False)
+
+    def _free_row(self) -> int:
+        index = self._free.pop() if self._free else self._highest + 1
+        if index >= CAPACITY:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return index
+
+    def _clear(self, index: int) -> None:
+        self._words[_HIGHEST] = self._highest = max(self._highest, index)
         for each in self._moved_kib:
             each[index] = 0
+
+    def _enter(self, fh: int, nodeid: int, file: OwnedFd, flags: int, traits: int) -> None:
+        words, index = self._words, fh & _INDEX
+        self._handles[fh] = Handle(fh, nodeid, file, flags)
+        words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
+        self._clear(index)
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
 

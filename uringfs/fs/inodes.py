@@ -16,10 +16,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Protocol
 
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
+from uringfs.fs.mirror import Mirror, MountKey
 from uringfs.fs.remembered import Remembered
 from uringfs.fs.types import ROOT_ID, OwnedFd, Statx
 
@@ -61,29 +61,12 @@ class Inode:
         return self.mount.key
 
 
-MountKey = tuple[int, int, int]
-"""(device major, device minor, mount id)"""
-
-
 class OnMount(dict[int, Inode]):
     """The inodes of one mount by inode number."""
 
     def __init__(self, key: MountKey) -> None:
         super().__init__()
         self.key = key
-
-
-class Mirror(Protocol):
-    """Compiled code that knows the inodes too, as far as they are held by descriptor, and counts
-    lookups of them that it answers."""
-
-    def enter(self, nodeid: int, fd: int, ino: int, major: int, minor: int, mount: int) -> None: ...
-
-    def leave(self, nodeid: int) -> None:
-        """Before the descriptor is closed."""
-
-    def looked_up(self, nodeid: int) -> int:
-        """How often since this was last asked."""
 
 
 class InodeMap:
@@ -141,13 +124,41 @@ class InodeMap:
             inode.lookups = min(MAX_LOOKUPS, inode.lookups + times)
         return inode.lookups
 
-    def reflect(self, mirror: Mirror | None) -> None:
-        """Keep a mirror up to date from now on, an empty one; None: none any more."""
+    def reflect(self, mirror: Mirror | None, enters: bool = False) -> None:
+        """Keep a mirror up to date from now on, an empty one; None: none any more.
+
+        ``enters``: it may enter what is new as well, if no more is to be decided here.
+        """
         for inode in self:
             self.lookups_of(inode)
+        next_nodeid = self.next_nodeid
         self._mirror = mirror
+        self.next_nodeid = next_nodeid
         for inode in self:
             self._show(inode)
+        if mirror is not None:
+            enters = enters and self._is_plain()
+            mirror.enter_new(self._descriptors.scarce if enters else 0, self._entered)
+
+    def _is_plain(self) -> bool:
+        """Whether any new inode is its descriptor and the next node id, with no more to decide."""
+        by_handle = self.by_handle or self._by_handle or self.remembered is not None
+        return not (by_handle or self.numbered or self.limit)
+
+    @property
+    def next_nodeid(self) -> int:
+        """What the next new inode will have, be it entered here or by the mirror."""
+        return self._next_nodeid if self._mirror is None else self._mirror.next_nodeid
+
+    @next_nodeid.setter
+    def next_nodeid(self, nodeid: int) -> None:
+        if self._mirror is None:
+            self._next_nodeid = nodeid
+        else:
+            self._mirror.next_nodeid = nodeid
+
+    def _entered(self, nodeid: int, fd: int, ino: int, mount: MountKey, mode: int) -> None:
+        self._put(nodeid, OwnedFd(fd), mount, ino, mode)
 
     def _show(self, inode: Inode) -> None:
         if self._mirror is not None and isinstance(inode.file, OwnedFd):
@@ -232,7 +243,7 @@ class InodeMap:
         if nodeid in self._by_nodeid:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         self._enter(nodeid, file, attr).lookups = min(max(lookups, 1), MAX_LOOKUPS)
-        self._next_nodeid = max(self._next_nodeid, nodeid + 1)
+        self.next_nodeid = max(self.next_nodeid, nodeid + 1)
 
     def is_idle(self) -> bool:
         """Whether the kernel knows nothing of it any more, not even the root."""
@@ -246,7 +257,7 @@ class InodeMap:
     def prefer_ino(self) -> None:
         """Show clients numbers of their own, and use them as node ids where they are free."""
         self.numbered = True
-        self._next_nodeid = self._base | FIRST_ARTIFICIAL_NODEID
+        self.next_nodeid = self._base | FIRST_ARTIFICIAL_NODEID
 
     def number(self, ino: int, mount: MountKey) -> int:
         """The number for clients of an inode; its own, where that or the mount's is too great."""
@@ -274,6 +285,8 @@ class InodeMap:
                 "descriptors run short: inodes are remembered by file handle where they can be"
             )
             self.by_handle = True
+            if self._mirror is not None:
+                self._mirror.enter_new(0, self._entered)
             self._to_give_up = iter(
                 [nodeid for nodeid in self._by_nodeid if nodeid != self.root_id]
             )
@@ -321,8 +334,8 @@ class InodeMap:
         return self._take_nodeid()
 
     def _take_nodeid(self) -> int:
-        nodeid = self._next_nodeid
-        self._next_nodeid += 1
+        nodeid = self.next_nodeid
+        self.next_nodeid = nodeid + 1
         return nodeid
 
     def _is_taken(self, nodeid: int) -> bool:
@@ -347,14 +360,21 @@ class InodeMap:
     def put(
         self, nodeid: int, file: OwnedFd | FileHandle, key: MountKey, ino: int, mode: int
     ) -> Inode:
-        """Enter a new inode. A million of them share what is equal: mounts, and modes."""
+        """Enter a new inode."""
+        inode = self._put(nodeid, file, key, ino, mode)
+        self._show(inode)
+        return inode
+
+    def _put(
+        self, nodeid: int, file: OwnedFd | FileHandle, key: MountKey, ino: int, mode: int
+    ) -> Inode:
+        """A million of them share what is equal: mounts, and modes."""
         mount = self._by_ids.get(key)
         if mount is None:
             mount = self._by_ids[key] = OnMount(key)
         mode = self._modes.setdefault(mode, mode)
         inode = Inode(nodeid, file, mount, ino, mode)
         self._by_nodeid[nodeid] = mount[ino] = inode
-        self._show(inode)
         if isinstance(file, bytes):
             self._by_handle[file] = inode
             self._mount_fds.hold(file)

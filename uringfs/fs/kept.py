@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from uringfs.fs.descriptors import Descriptors
 from uringfs.fs.file_handle import FileHandle, MountFds
 from uringfs.fs.handles import HandleMap, descriptors
-from uringfs.fs.inodes import Inode, InodeMap, MountKey
+from uringfs.fs.inodes import Inode, InodeMap
 from uringfs.fs.locks import Holder, Locks
+from uringfs.fs.mirror import MountKey
 from uringfs.fs.passthrough import PassthroughFs
 from uringfs.fs.state import INODE, MAX_HANDLE, State
 from uringfs.fs.types import OwnedFd, Statx
@@ -91,7 +92,7 @@ class KeptInodeMap(InodeMap):
             self._rows[nodeid] = row
         for _, commit, key in self._numbers:
             self._mount_numbers[key] = commit - 1
-        self._next_nodeid = max(self._next_nodeid, self._reserved.get())
+        self.next_nodeid = max(self.next_nodeid, self._reserved.get())
 
     def insert_root(self, file: OwnedFd | FileHandle, attr: Statx) -> None:
         super().insert_root(file, attr)
@@ -112,8 +113,8 @@ class KeptInodeMap(InodeMap):
         self._kept.commit(self._rows[inode.nodeid], inode.lookups)
 
     def _take_nodeid(self) -> int:
-        if self._next_nodeid >= self._reserved.get():
-            self._reserved.set(self._next_nodeid + _NODEIDS_AHEAD)
+        if self.next_nodeid >= self._reserved.get():
+            self._reserved.set(self.next_nodeid + _NODEIDS_AHEAD)
         return super()._take_nodeid()
 
     def _number_mount(self, mount: MountKey) -> int:

@@ -199,8 +199,8 @@ class IdMapped(PassthroughFs):
         self._check_owner(errno.EACCES, directory.fd)
         self._check_owner(errno.EOVERFLOW, directory.fd, name)
 
-    def _enter(self, path: OwnedFd) -> Entry:
-        entry = super()._enter(path)
+    def enter(self, path: OwnedFd) -> Entry:
+        entry = super().enter(path)
         return entry._replace(attr=self._inside(entry.attr))
 
     async def getattr(self, nodeid: int, fh: int | None = None) -> Statx:

@@ -21,7 +21,7 @@ class NameOps(Core):
         if b"/" in name or not name:
             raise OSError(errno.EINVAL, f"{name!r} is no name")
         if name == b"." or (name == b".." and parent == self.inodes.root_id):
-            return self._enter(self._by_nodeid(parent))
+            return self.enter(self._by_nodeid(parent))
         directory = self.inodes.open(parent)
         if name == b"..":
             self._check_beneath_root(directory)

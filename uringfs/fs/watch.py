@@ -50,8 +50,8 @@ class Watched(PassthroughFs):
             self._watching = self._notices = None
         super().leave()
 
-    def _enter(self, path: OwnedFd) -> Entry:
-        entry = super()._enter(path)
+    def enter(self, path: OwnedFd) -> Entry:
+        entry = super().enter(path)
         inode = self.inodes.get(entry.nodeid)
         notices = self._notices
         if notices is not None and inode.lookups == 1 and notices.entered(inode, path):

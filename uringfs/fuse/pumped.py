@@ -1,7 +1,7 @@
 """The native session's fast road: the ring's pump reads the device, Python answers the rest.
 
-READ, WRITE, FSYNC and FLUSH on open files never get here, nor do LOOKUP, GETATTR and UNLINK of
-inodes that the kernel knows. What does get here is dispatched from the pump's own slot, and its
+READ, WRITE, FSYNC and FLUSH on open files never get here, nor do LOOKUP, GETATTR and UNLINK as a
+rule. What does get here is dispatched from the pump's own slot, and its
 reply goes out with the ring's next submission.
 """
 
@@ -180,7 +180,10 @@ class PumpedDevice:
             entry_valid=(split_timeout(entry[0]), split_timeout(entry[1])),
             attr_valid=(split_timeout(attr[0]), split_timeout(attr[1])),
         )
-        fs.inodes.reflect(nodes)
+        fs.inodes.reflect(nodes, enters=fs.is_plain("enter"))
+        making = fs.making() if unnoted else None
+        if making is not None:
+            nodes.make(**making._asdict(), handles=(fs.handles.reserve, fs.handles.filled))
 
     def _request(self, number: int, index: int, length: int) -> None:
         slots = self._slots[number]

@@ -1,13 +1,23 @@
-"""The pump's table of inodes, by which it answers LOOKUP, GETATTR, SETATTR: see csrc/nodes.c."""
+"""The pump's table of inodes, by which it answers metadata: see csrc/nodes.c, csrc/metadata.c."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 from uringfs.ring._uring import ffi, lib
 
 Valid = tuple[int, int]
 """Seconds and nanoseconds."""
+Entered = Callable[[int, int, int, tuple[int, int, int], int], object]
+"""Told of an inode: node id, O_PATH descriptor, inode number, (device, device, mount), mode."""
+
+Handles = tuple[Callable[[], int], Callable[[int], object]]
+"""Gives an fh for a file that will be opened here, or OSError; is told that it is, by its row."""
+
+TAG_NEW: int = lib.UF_TAG_NEW
+_ROW = 0xFFFFFFFF
 
 
 class Nodes:
@@ -33,6 +43,8 @@ class Nodes:
     ) -> None:
         """`owner` has it, as a member of its struct; what it held before is forgotten."""
         self._owner = owner
+        self._entered: Entered = lambda *inode: None
+        self._handles: Handles | None = None
         self._state = state = ffi.addressof(owner, "nodes")
         lib.uf_nodes_clear(state)
         state.looks_up, state.removes = looks_up, removes
@@ -47,6 +59,65 @@ class Nodes:
         """`fd`: an O_PATH descriptor, which stays open until it has left. MemoryError."""
         if lib.uf_nodes_enter(self._state, nodeid, fd, ino, major, minor, mount) < 0:
             raise MemoryError(os.strerror(errno.ENOMEM))
+
+    @property
+    def next_nodeid(self) -> int:
+        """What the next new inode will have, here or to Python, which counts on for its own."""
+        return int(self._state.next_nodeid)
+
+    @next_nodeid.setter
+    def next_nodeid(self, nodeid: int) -> None:
+        self._state.next_nodeid = nodeid
+
+    def enter_new(self, fd_limit: int, entered: Entered) -> None:
+        """From now on inodes may be entered here, by descriptors below `fd_limit`; 0: none are.
+
+        `entered` is told of each, which was looked up once, before anything else comes from the
+        ring. The descriptor is its to close, once the inode has left.
+        """
+        self._entered = entered
+        self._state.fd_limit = fd_limit
+
+    def make(
+        self,
+        open_flags: int,
+        *,
+        traits: tuple[int, int],
+        fopen: tuple[int, int],
+        for_root: bool,
+        handles: Handles,
+    ) -> None:
+        """From now on files are made and opened here as well, on the local device.
+
+        `open_flags` are the O_* that are the file's own, `traits` the flags of its row in the
+        table of handles, `fopen` those of the reply: without and with O_DIRECT. `for_root`: only
+        for a client's root, since others would have to be acted as.
+        """
+        making = self._state.making
+        making.open_flags, making.for_root = open_flags, for_root
+        for at in range(2):
+            making.traits[at], making.fopen[at] = traits[at], fopen[at]
+        self._handles = handles
+        for _ in range(lib.UF_NEW):
+            self._make_ready()
+
+    def _make_ready(self) -> None:
+        """Of too many files Python tells who opens one more."""
+        if self._handles is None:
+            return
+        making = self._state.making
+        with contextlib.suppress(OSError):
+            making.fhs[making.fh_count] = self._handles[0]()
+            making.fh_count += 1
+
+    def arrived(self, user_data: int, res: int) -> None:
+        """A completion with TAG_NEW."""
+        row = self._state.rows[user_data & _ROW]
+        mount = row.dev_major, row.dev_minor, row.mnt_id
+        self._entered(row.nodeid, row.fd, row.ino, mount, row.mode)
+        if res and self._handles is not None:
+            self._handles[1](res)
+            self._make_ready()
 
     def leave(self, nodeid: int) -> None:
         lib.uf_nodes_leave(self._state, nodeid)

@@ -15,7 +15,7 @@ from uringfs.ring._uring import ffi, lib
 from uringfs.ring.errors import RingUnavailable
 from uringfs.ring.files import FileTable
 from uringfs.ring.mover import Mover
-from uringfs.ring.nodes import Nodes, Valid
+from uringfs.ring.nodes import TAG_NEW, Nodes, Valid
 from uringfs.ring.uapi import Op, Setup
 
 log = logging.getLogger(__name__)
@@ -202,10 +202,12 @@ class Pump(Mover):
         attr_valid: tuple[Valid, Valid],
     ) -> Nodes:
         """A table of inodes, by which LOOKUP, GETATTR, SETATTR are answered here; see `Nodes`."""
-        return Nodes(
+        nodes = Nodes(
             self._state, looks_up=looks_up, removes=removes, local_device=local_device,
             proc_self_fd=proc_self_fd, entry_valid=entry_valid, attr_valid=attr_valid,
         )  # fmt: skip
+        self._ring.set_handler(TAG_NEW, nodes.arrived)
+        return nodes
 
     def answer_for(self, other: "Pump", slot: int, length: int) -> int:
         """Answer by the table of inodes a request that another pump was about to hand to Python.
@@ -332,6 +334,7 @@ class Pump(Mover):
         lib.uf_pump_close(self._state)
         self._ring.set_handler(TAG_REQUEST, None)
         self._ring.set_handler(TAG_REFUSED, None)
+        self._ring.set_handler(TAG_NEW, None)
         self._let_go()
 
     def _let_go(self) -> None:

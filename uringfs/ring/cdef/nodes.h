@@ -5,7 +5,34 @@ struct uf_valid {
     uint32_t nanoseconds[...];
 };
 
+#define UF_TAG_NEW ...
+
+struct uf_node {
+    uint64_t nodeid;
+    uint64_t ino;
+    uint64_t mnt_id;
+    uint32_t dev_major;
+    uint32_t dev_minor;
+    int32_t fd;
+    uint32_t mode;
+    ...;
+};
+
+struct uf_making {
+    uint32_t open_flags;
+    uint32_t traits[...];
+    uint32_t fopen[...];
+    bool for_root;
+    uint64_t fhs[...];
+    uint32_t fh_count;
+    ...;
+};
+
 struct uf_nodes {
+    struct uf_node *rows;
+    uint64_t next_nodeid;
+    int32_t fd_limit;
+    struct uf_making making;
     bool looks_up;
     bool removes;
     uint32_t local_major;

@@ -57,9 +57,7 @@ int uf_hand_over(struct uf_pump *p, struct uf_batch *out, int n, bool at_once)
     if (!p->late_count || !due || n + UF_LATE > UF_BATCH)
         return n;
     uint32_t count = p->late_count, at = p->late_first ? 0 : (uint32_t)n;
-    memmove(out->user_data + at + count, out->user_data + at, (n - at) * sizeof(*out->user_data));
-    memmove(out->res + at + count, out->res + at, (n - at) * sizeof(*out->res));
-    memmove(out->flags + at + count, out->flags + at, (n - at) * sizeof(*out->flags));
+    uf_make_room(out, (int)at, (int)count, n);
     for (uint32_t i = 0; i < count; i++, at++) {
         out->user_data[at] = (uint64_t)UF_TAG_REQUEST << UF_TAG_SHIFT | p->late[i].slot;
         out->res[at] = (int32_t)p->late[i].length;

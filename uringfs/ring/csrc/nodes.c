@@ -1,47 +1,14 @@
-/* Metadata without Python, as far as there is nothing to decide: the attributes of an inode that the
- * client knows, changes of them but for the size, a name that leads to such an inode, or to
- * nothing, and the removal of a name.
+/* The table of inodes: by node id, and by what they are (device, mount, inode number). A row stands
+ * for a file that is open, so its inode number cannot have come to mean another.
  *
- * What is new to the client, and what would keep others waiting for a disk, is left to Python, which
- * enters it here. A row stands for a file that is open, so its inode number cannot have come
- * to mean another. */
+ * Python enters inodes here, and C those of files that it found to be new, by node ids which both
+ * take from one counter. Of these Python is told before it does anything else. */
 #include "nodes.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/openat2.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#ifndef RESOLVE_CACHED
-#define RESOLVE_CACHED 0x20 /* Linux 5.12 */
-#endif
-#ifndef STATX_MNT_ID
-#define STATX_MNT_ID 0x1000u
-#endif
-#define UF_STATX_MASK (STATX_BASIC_STATS | STATX_MNT_ID)
 #define UF_LEAST_ROOM 1024u
-#define UF_SLOW_NS 100000u /* what takes that long has waited for something */
-#define UF_CAUTION 16u    /* lookups */
-
-/* linux/stat.h and sys/stat.h cannot both be had; glibc's struct statx may lack the mount id. */
-struct statx_of_5_8 {
-    uint32_t mask, blksize;
-    uint64_t attributes;
-    uint32_t nlink, uid, gid;
-    uint16_t mode, padding;
-    uint64_t ino, size, blocks, attributes_mask;
-    struct { int64_t sec; uint32_t nsec; int32_t padding; } atime, btime, ctime, mtime;
-    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-    uint64_t mnt_id, reserved[13];
-};
-_Static_assert(sizeof(struct statx_of_5_8) == 256, "struct statx of linux/stat.h");
-
-/* -- the table -------------------------------------------------------------------------------- */
 
 static uint32_t mixed(uint64_t key)
 {
@@ -89,7 +56,7 @@ static int grow(struct uf_nodes *t)
     return 0;
 }
 
-static struct uf_node *find_node(const struct uf_nodes *t, uint64_t nodeid)
+struct uf_node *uf_find_node(const struct uf_nodes *t, uint64_t nodeid)
 {
     uint32_t row = t->room ? *nodeid_head(t, nodeid) : 0;
     while (row && t->rows[row].nodeid != nodeid)
@@ -97,39 +64,89 @@ static struct uf_node *find_node(const struct uf_nodes *t, uint64_t nodeid)
     return row ? &t->rows[row] : NULL;
 }
 
-static struct uf_node *find_file(const struct uf_nodes *t, const struct statx_of_5_8 *st)
+struct uf_node *uf_find_file(const struct uf_nodes *t, const struct uf_node *file)
 {
-    uint32_t row = t->room ? *file_head(t, st->ino, st->mnt_id) : 0;
+    uint32_t row = t->room ? *file_head(t, file->ino, file->mnt_id) : 0;
     for (; row; row = t->rows[row].next_by_file) {
         struct uf_node *n = &t->rows[row];
-        if (n->ino == st->ino && n->mnt_id == st->mnt_id && n->dev_major == st->dev_major &&
-            n->dev_minor == st->dev_minor)
+        if (n->ino == file->ino && n->mnt_id == file->mnt_id && n->dev_major == file->dev_major &&
+            n->dev_minor == file->dev_minor)
             return n;
     }
     return NULL;
 }
 
-int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, uint32_t dev_major,
-                   uint32_t dev_minor, uint64_t mnt_id)
+/* The row, or 0 if there is no memory for it. */
+static uint32_t enter_row(struct uf_nodes *t, struct uf_node node)
 {
     uint32_t row = t->free;
     if (row) {
         t->free = t->rows[row].next_by_nodeid;
     } else {
         if (t->used == t->room && grow(t) < 0)
-            return -ENOMEM;
+            return 0;
         t->used += !t->used;
         row = t->used++;
     }
-    t->rows[row] = (struct uf_node){.nodeid = nodeid, .ino = ino, .mnt_id = mnt_id,
-                                    .dev_major = dev_major, .dev_minor = dev_minor, .fd = fd};
+    t->rows[row] = node;
     chain_up(t, row);
-    return 0;
+    return row;
+}
+
+int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, uint32_t dev_major,
+                   uint32_t dev_minor, uint64_t mnt_id)
+{
+    struct uf_node node = {.nodeid = nodeid, .ino = ino, .mnt_id = mnt_id,
+                           .dev_major = dev_major, .dev_minor = dev_minor, .fd = fd};
+    return enter_row(t, node) ? 0 : -ENOMEM;
+}
+
+/* Numbers of descriptors are the lowest that are free, so the last tells of the next. */
+bool uf_may_enter_new(const struct uf_nodes *t)
+{
+    return t->last_fd < t->fd_limit && t->fresh_count < UF_NEW;
+}
+
+struct uf_node *uf_nodes_enter_new(struct uf_nodes *t, struct uf_node file)
+{
+    file.nodeid = t->next_nodeid;
+    uint32_t row = enter_row(t, file);
+    if (!row)
+        return NULL;
+    t->next_nodeid++;
+    t->fresh[t->fresh_count].node = row;
+    t->fresh[t->fresh_count++].handle = 0;
+    return &t->rows[row];
+}
+
+uint64_t uf_open_new(struct uf_nodes *t, struct uf_handles *handles, int fd, uint32_t flags)
+{
+    uint64_t fh = t->making.fhs[--t->making.fh_count];
+    struct uf_handle *h = &handles->rows[(uint32_t)fh];
+    uint32_t last = t->fresh_count - 1;
+    t->fresh[last].handle = (uint32_t)fh;
+    __atomic_store_n(&h->opened, (uint32_t)fd | (uint64_t)flags << 32, __ATOMIC_RELAXED);
+    __atomic_store_n(&h->fh, fh, __ATOMIC_RELAXED);
+    __atomic_store_n(&h->nodeid, t->rows[t->fresh[last].node].nodeid, __ATOMIC_RELEASE);
+    return fh;
+}
+
+int uf_tell_new(struct uf_nodes *t, struct uf_batch *out, int n)
+{
+    int count = (int)t->fresh_count;
+    uf_make_room(out, 0, count, n);
+    for (int i = 0; i < count; i++) {
+        out->user_data[i] = (uint64_t)UF_TAG_NEW << UF_TAG_SHIFT | t->fresh[i].node;
+        out->res[i] = (int32_t)t->fresh[i].handle;
+        out->flags[i] = 0;
+    }
+    t->fresh_count = 0;
+    return n + count;
 }
 
 void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
 {
-    struct uf_node *n = find_node(t, nodeid);
+    struct uf_node *n = uf_find_node(t, nodeid);
     if (!n)
         return;
     uint32_t row = (uint32_t)(n - t->rows), *at = nodeid_head(t, nodeid);
@@ -146,7 +163,7 @@ void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
 
 uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid)
 {
-    struct uf_node *n = find_node(t, nodeid);
+    struct uf_node *n = uf_find_node(t, nodeid);
     uint32_t times = n ? n->looked_up : 0;
     if (n)
         n->looked_up = 0;
@@ -159,237 +176,7 @@ void uf_nodes_clear(struct uf_nodes *t)
     free(t->by_nodeid);
     t->rows = NULL;
     t->by_nodeid = t->by_file = NULL;
-    t->room = t->used = t->free = 0;
-}
-
-/* -- answers ---------------------------------------------------------------------------------- */
-
-static int stat_of(int fd, struct statx_of_5_8 *st)
-{
-    long rc = syscall(__NR_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, UF_STATX_MASK, st);
-    return rc < 0 ? -errno : 0;
-}
-
-/* As the kernel's new_encode_dev(). */
-static uint32_t encode_dev(uint32_t major, uint32_t minor)
-{
-    return (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12;
-}
-
-static struct fuse_attr attr_of(const struct statx_of_5_8 *st)
-{
-    return (struct fuse_attr){
-        .ino = st->ino,
-        .size = st->size,
-        .blocks = st->blocks,
-        .atime = (uint64_t)st->atime.sec,
-        .mtime = (uint64_t)st->mtime.sec,
-        .ctime = (uint64_t)st->ctime.sec,
-        .atimensec = st->atime.nsec,
-        .mtimensec = st->mtime.nsec,
-        .ctimensec = st->ctime.nsec,
-        .mode = st->mode,
-        .nlink = st->nlink,
-        .uid = st->uid,
-        .gid = st->gid,
-        .rdev = encode_dev(st->rdev_major, st->rdev_minor),
-        .blksize = st->blksize,
-    };
-}
-
-static bool is_plain_name(const char *name)
-{
-    return *name && !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");
-}
-
-static int open_path(int dir_fd, const char *name, uint64_t resolve)
-{
-    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
-                           .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | resolve};
-    long fd = syscall(__NR_openat2, dir_fd, name, &how, sizeof(how));
-    return fd < 0 ? -errno : (int)fd;
-}
-
-static bool is_local(const struct uf_nodes *t, const struct uf_node *directory)
-{
-    return (t->local_major || t->local_minor) && directory->dev_major == t->local_major &&
-           directory->dev_minor == t->local_minor;
-}
-
-bool uf_is_local(const struct uf_nodes *t, uint64_t nodeid)
-{
-    struct uf_node *n = find_node(t, nodeid);
-    return n && is_local(t, n);
-}
-
-static bool may_wait(struct uf_nodes *t, const struct uf_node *directory)
-{
-    if (t->cautious) {
-        t->cautious--;
-        return false;
-    }
-    return is_local(t, directory);
-}
-
-/* The file under a name: an O_PATH descriptor or -errno, EAGAIN if it may take long to tell.
- *
- * A name that is not in the kernel's caches may be one that nobody has made yet, of a directory in
- * memory, or one on a disk. It is not waited for while others would have to wait as well, nor for
- * some time after one took long, nor where it is a server that would be waited for. */
-static int find_name(struct uf_nodes *t, const struct uf_node *directory, const char *name,
-                     bool alone)
-{
-    int fd = open_path(directory->fd, name, RESOLVE_CACHED);
-    if (fd != -EAGAIN || !alone || !may_wait(t, directory))
-        return fd;
-    uint64_t start = uf_clock_ns();
-    fd = open_path(directory->fd, name, 0);
-    if (uf_clock_ns() - start > UF_SLOW_NS)
-        t->cautious = UF_CAUTION;
-    return fd;
-}
-
-/* Whether a name is all that follows a request's header. */
-static bool is_one_name(const struct fuse_in_header *in, const char *name)
-{
-    size_t length = in->len - sizeof(*in);
-    return length && memchr(name, 0, length) == name + length - 1;
-}
-
-static int look_up(struct uf_nodes *t, bool alone, const struct fuse_in_header *in,
-                   const char *name, void *body)
-{
-    if (!is_one_name(in, name))
-        return 0;
-    struct uf_node *directory = t->looks_up ? find_node(t, in->nodeid) : NULL;
-    if (!directory || !is_plain_name(name))
-        return 0;
-    int fd = find_name(t, directory, name, alone);
-    if (fd < 0)
-        return fd == -ENOENT ? fd : 0;
-    struct statx_of_5_8 st;
-    int rc = stat_of(fd, &st);
-    close(fd);
-    struct uf_node *n = rc < 0 ? NULL : find_file(t, &st);
-    if (!n || n->looked_up == UINT32_MAX)
-        return 0;
-    n->looked_up++;
-    int kind = S_ISDIR(st.mode);
-    struct fuse_entry_out out = {
-        .nodeid = n->nodeid,
-        .entry_valid = t->entry.seconds[kind],
-        .entry_valid_nsec = t->entry.nanoseconds[kind],
-        .attr_valid = t->attr.seconds[kind],
-        .attr_valid_nsec = t->attr.nanoseconds[kind],
-        .attr = attr_of(&st),
-    };
-    memcpy(body, &out, sizeof(out));
-    return (int)sizeof(out);
-}
-
-/* `fd`: the open file that is asked for, or -1. */
-static int attr_reply(const struct uf_nodes *t, uint64_t nodeid, int fd, void *body)
-{
-    struct uf_node *n = find_node(t, nodeid);
-    if (!n)
-        return 0;
-    struct statx_of_5_8 st;
-    int rc = stat_of(fd < 0 ? n->fd : fd, &st);
-    if (rc < 0)
-        return rc;
-    int kind = S_ISDIR(st.mode);
-    struct fuse_attr_out out = {.attr_valid = t->attr.seconds[kind],
-                                .attr_valid_nsec = t->attr.nanoseconds[kind],
-                                .attr = attr_of(&st)};
-    memcpy(body, &out, sizeof(out));
-    return (int)sizeof(out);
-}
-
-/* chmod(2), chown(2), utimensat(2), in that order: 0 or -errno. By way of /proc, which leads to what
- * the descriptor stands for, be it a symbolic link. */
-static int change_attr(int proc_self_fd, int fd, const struct fuse_setattr_in *change)
-{
-    uint32_t valid = change->valid;
-    char name[16];
-    snprintf(name, sizeof(name), "%d", fd);
-    if (valid & FATTR_MODE && fchmodat(proc_self_fd, name, change->mode & 07777, 0) < 0)
-        return -errno;
-    uid_t uid = valid & FATTR_UID ? change->uid : (uid_t)-1;
-    gid_t gid = valid & FATTR_GID ? change->gid : (gid_t)-1;
-    if (valid & (FATTR_UID | FATTR_GID) && fchownat(proc_self_fd, name, uid, gid, 0) < 0)
-        return -errno;
-    if (!(valid & (FATTR_ATIME | FATTR_MTIME)))
-        return 0;
-    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_OMIT}};
-    if (valid & FATTR_ATIME)
-        times[0] = valid & FATTR_ATIME_NOW
-                       ? (struct timespec){.tv_nsec = UTIME_NOW}
-                       : (struct timespec){(time_t)change->atime, change->atimensec};
-    if (valid & FATTR_MTIME)
-        times[1] = valid & FATTR_MTIME_NOW
-                       ? (struct timespec){.tv_nsec = UTIME_NOW}
-                       : (struct timespec){(time_t)change->mtime, change->mtimensec};
-    return utimensat(proc_self_fd, name, times, 0) < 0 ? -errno : 0;
-}
-
-static int get_attr(const struct uf_nodes *t, struct uf_handles *handles,
-                    const struct fuse_in_header *in, const void *body, void *out)
-{
-    struct fuse_getattr_in arg;
-    memcpy(&arg, body, sizeof(arg));
-    if (in->len != sizeof(*in) + sizeof(arg))
-        return 0;
-    const struct uf_handle *h = NULL;
-    if (arg.getattr_flags & FUSE_GETATTR_FH && arg.fh) {
-        h = uf_find_handle(handles, arg.fh, in->nodeid, UF_HANDLE_FAST | UF_HANDLE_LIST);
-        if (!h)
-            return 0;
-    }
-    return attr_reply(t, in->nodeid, h ? h->fd : -1, out);
-}
-
-/* Nobody is known by -1, which would mean "leave it" to chown(2): Python says what comes of it. */
-static int set_attr(const struct uf_nodes *t, const struct fuse_in_header *in, const void *body,
-                    void *out)
-{
-    struct fuse_setattr_in arg;
-    memcpy(&arg, body, sizeof(arg));
-    if (in->len != sizeof(*in) + sizeof(arg) || in->uid == UINT32_MAX || in->gid == UINT32_MAX)
-        return 0;
-    struct uf_node *n = find_node(t, in->nodeid);
-    if (!n || t->proc_self_fd < 0 || arg.valid & FATTR_SIZE)
-        return 0;
-    int rc = change_attr(t->proc_self_fd, n->fd, &arg);
-    return rc < 0 ? rc : attr_reply(t, in->nodeid, -1, out);
-}
-
-/* It may take a disk, so it is done here only as long as nobody else would have to wait. */
-static int remove_name(const struct uf_nodes *t, bool alone, const struct fuse_in_header *in,
-                       const char *name)
-{
-    if (!t->removes || !alone || !is_one_name(in, name) || !is_plain_name(name))
-        return 0;
-    struct uf_node *directory = find_node(t, in->nodeid);
-    if (!directory || !is_local(t, directory))
-        return 0;
-    int flags = in->opcode == FUSE_RMDIR ? AT_REMOVEDIR : 0;
-    return unlinkat(directory->fd, name, flags) < 0 ? -errno : UF_DONE;
-}
-
-int uf_ask_nodes(struct uf_nodes *t, struct uf_handles *handles, bool alone,
-                 const struct fuse_in_header *in, const void *body, void *out)
-{
-    switch (in->opcode) {
-    case FUSE_LOOKUP:
-        return look_up(t, alone, in, body, out);
-    case FUSE_GETATTR:
-        return get_attr(t, handles, in, body, out);
-    case FUSE_SETATTR:
-        return set_attr(t, in, body, out);
-    case FUSE_UNLINK:
-    case FUSE_RMDIR:
-        return remove_name(t, alone, in, body);
-    default:
-        return 0;
-    }
+    t->room = t->used = t->free = t->fresh_count = 0;
+    t->fd_limit = t->last_fd = 0;
+    t->making = (struct uf_making){0};
 }

@@ -7,7 +7,7 @@
  * known whether the transfer will succeed. If it does, in full, the kernel goes on to the reply by
  * itself and only the reply posts a completion. If not, the chain breaks, the transfer posts its
  * result, and the right reply is written then. FSYNC, FLUSH and READDIR are served too, LOOKUP,
- * GETATTR, SETATTR, UNLINK and RMDIR as far as nodes.c knows the inodes; everything else goes to
+ * GETATTR, SETATTR, CREATE, UNLINK and RMDIR as far as metadata.c may; everything else goes to
  * Python, what nobody waits for a little later (late.c).
  *
  * A slot is one page and then the data: a request is read to the end of that page, so that what
@@ -28,7 +28,9 @@
 #include "dirents.h"
 #include "entry.h"
 #include "late.h"
+#include "metadata.h"
 #include "order.h"
+#include "slots.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,46 +58,11 @@ struct write_reply {
 
 /* -- slots ------------------------------------------------------------------------------------ */
 
-/* Free slots are a stack, of which the kernel is offered the top, no more than its bursts of
- * requests need: a slot used a moment ago is still in the caches, and one never used costs no
- * memory. */
-static void put_slot(struct uf_pump *p, uint32_t slot)
-{
-    p->slots[slot].state = UF_SLOT_FREE;
-    p->spare[p->spares++] = (uint16_t)slot;
-}
-
-static void offer_slots(struct uf_pump *p)
-{
-    int mask = (int)p->free_ring_size - 1, added = 0;
-    for (; p->spares && p->offered < p->window; p->offered++) {
-        uint16_t slot = p->spare[--p->spares];
-        io_uring_buf_ring_add(p->free_ring, uf_slot_data(p, slot) - UF_IN_SIZE,
-                              p->max_transfer + UF_IN_SIZE, slot, mask, added++);
-    }
-    if (added)
-        io_uring_buf_ring_advance(p->free_ring, added);
-}
-
-/* Called when a slot of the window was taken. A window of which half was never needed in many
- * requests is halved; one that was too small was doubled, by widen(). */
-static void watch_window(struct uf_pump *p)
-{
-    if (p->offered < p->least_offered)
-        p->least_offered = p->offered;
-    if (++p->watched < UF_WATCH)
-        return;
-    if (p->least_offered > p->window / 2 && p->window > UF_WINDOW)
-        p->window /= 2;
-    p->least_offered = p->window;
-    p->watched = 0;
-}
-
 /* The request is done with; settle() may offer its slot to the kernel again. */
 static void free_slot(struct uf_pump *p, uint32_t slot)
 {
     uf_pump_count(p, slot);
-    put_slot(p, slot);
+    uf_put_slot(p, slot);
 }
 
 /* -- queueing --------------------------------------------------------------------------------- */
@@ -427,10 +394,11 @@ static bool answer_readdir(struct uf_pump *p, uint32_t slot, const struct fuse_i
 }
 
 /* What the table of inodes answers, as uf_ask_nodes() tells it. */
-static int ask_nodes(struct uf_pump *p, const struct fuse_in_header *in, const void *body,
-                     void *out)
+static int ask_nodes(struct uf_pump *p, unsigned how, const struct fuse_in_header *in,
+                     const void *body, void *out)
 {
-    return uf_ask_nodes(&p->nodes, &p->handles, !p->ring->transfers, in, body, out);
+    how |= p->ring->transfers ? 0 : UF_ALONE;
+    return uf_ask_nodes(&p->nodes, &p->handles, how, in, body, out);
 }
 
 static void fill_answer(struct fuse_out_header *out, uint64_t unique, int answer)
@@ -443,7 +411,7 @@ static bool answer_of_nodes(struct uf_pump *p, uint32_t slot, const struct fuse_
                             const void *body)
 {
     struct fuse_out_header *out = (struct fuse_out_header *)uf_slot_base(p, slot);
-    int length = ask_nodes(p, in, body, out + 1);
+    int length = ask_nodes(p, UF_TELLS, in, body, out + 1);
     if (!length)
         return false;
     p->fast_requests[in->opcode]++;
@@ -505,7 +473,7 @@ uint32_t uf_pump_answer(struct uf_pump *p, const struct uf_pump *forwarder, uint
     memcpy(&in, message, sizeof(in));
     if (length < sizeof(in) || in.len != length || !p->fast)
         return 0;
-    int body = ask_nodes(p, &in, message + sizeof(in), out + 1);
+    int body = ask_nodes(p, 0, &in, message + sizeof(in), out + 1);
     if (!body)
         return 0;
     p->fast_requests[in.opcode]++;
@@ -601,9 +569,9 @@ static bool take_device(struct uf_pump *p, const struct io_uring_cqe *cqe, uint6
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         slot = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
         p->offered--;
-        watch_window(p);
+        uf_watch_window(p);
         if (cqe->res <= 0)
-            put_slot(p, slot);
+            uf_put_slot(p, slot);
         else if (start_request(p, slot, (uint32_t)cqe->res) ||
                  uf_put_aside(p, slot, (uint32_t)cqe->res))
             return false;
@@ -680,7 +648,7 @@ static int arm(struct uf_pump *p)
 int uf_pump_settle(struct uf_pump *p)
 {
     look_behind(p);
-    offer_slots(p);
+    uf_offer_slots(p);
     uf_entries_settle(p);
     if (!p->armed && !p->stopping && !p->off_duty && p->offered)
         return arm(p);
@@ -752,7 +720,7 @@ static int set_up(struct uf_pump *p)
     if (rc < 0)
         return rc;
     for (uint32_t slot = p->first_entry; slot-- > 0;)
-        put_slot(p, slot);
+        uf_put_slot(p, slot);
     p->ring->pump = p;
     return 0;
 }

@@ -369,7 +369,7 @@ static int enter(struct uf_ring *r, int64_t timeout_ns)
  *
  * Comes back without any also after a signal, at the time limit, and now and then while the pump
  * is never idle: Python runs its signal handlers only when it is back. */
-int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
+static int turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
 {
     int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
 
@@ -392,6 +392,12 @@ int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
         }
     }
     return 0;
+}
+
+int uf_turn(struct uf_ring *r, int64_t timeout_ns, struct uf_batch *out)
+{
+    int n = turn(r, timeout_ns, out);
+    return n < 0 || !r->pump ? n : uf_tell_new(&r->pump->nodes, out, n);
 }
 
 int uf_register_eventfd(struct uf_ring *r, int fd)

@@ -5,6 +5,7 @@
 #include <liburing.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 /* The top 8 bits of user_data say who consumes the completion; the other 56 are the consumer's.
@@ -16,6 +17,7 @@
 #define UF_SERIAL_MASK 0xffffffu /* 24 bits of those 56 tell apart who rides on the ring */
 
 #define UF_BATCH 512
+#define UF_NEW 32 /* inodes that come before them: nodes.c */
 #define UF_OPCODES 64u /* of FUSE, and more than it has */
 
 #define UF_FEW 4               /* completions at a time that are few: low queue depth */
@@ -56,10 +58,19 @@ struct uf_ring {
 };
 
 struct uf_batch {
-    uint64_t user_data[UF_BATCH];
-    int32_t res[UF_BATCH];
-    uint32_t flags[UF_BATCH];
+    uint64_t user_data[UF_BATCH + UF_NEW];
+    int32_t res[UF_BATCH + UF_NEW];
+    uint32_t flags[UF_BATCH + UF_NEW];
 };
+
+/* For `count` more completions at `at`, among `n`. */
+static inline void uf_make_room(struct uf_batch *out, int at, int count, int n)
+{
+    size_t rest = (size_t)(n - at);
+    memmove(out->user_data + at + count, out->user_data + at, rest * sizeof(*out->user_data));
+    memmove(out->res + at + count, out->res + at, rest * sizeof(*out->res));
+    memmove(out->flags + at + count, out->flags + at, rest * sizeof(*out->flags));
+}
 
 static inline uint64_t uf_clock_ns(void)
 {
