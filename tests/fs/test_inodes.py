@@ -51,13 +51,13 @@ class Reflection:
 
     def __init__(self) -> None:
         self.next_nodeid = 0
-        self.fd_limit = 0
+        self.most = 0
         self.entered: Entered = lambda *inode: None
         self.rows: dict[int, tuple[int, ...]] = {}
         self.counts: Counter[int] = Counter()
 
-    def enter_new(self, fd_limit: int, entered: Entered) -> None:
-        self.fd_limit, self.entered = fd_limit, entered
+    def enter_new(self, fd_limit: int, most: int, entered: Entered) -> None:
+        self.most, self.entered = most, entered
 
     def enter(self, nodeid: int, *what: int) -> None:
         assert nodeid not in self.rows
@@ -214,7 +214,7 @@ class InodeMachine(RuleBasedStateMachine):
         self.mirror.counts[nodeid] += times
         self.known[nodeid].lookups = min(MAX_LOOKUPS, self.known[nodeid].lookups + times)
 
-    @precondition(lambda self: self.mirror is not None and self.mirror.fd_limit)
+    @precondition(lambda self: self.mirror is not None and self.mirror.most)
     @rule(ino=INOS, mount=MOUNTS)
     def find_past_the_map(self, ino: int, mount: MountKey) -> None:
         assert self.mirror is not None

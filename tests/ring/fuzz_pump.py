@@ -120,7 +120,7 @@ class Fuzzer:
         known = Known(nodes)
         known.enter(NODE, self.names)
         nodes.next_nodeid = NODE + 1
-        nodes.enter_new(1 << 20, lambda nodeid, fd, *_: self.new.append((nodeid, fd)))
+        nodes.enter_new(1 << 20, 1 << 20, lambda nodeid, fd, *_: self.new.append((nodeid, fd)))
         nodes.make(
             os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECT, traits=(FAST, FAST),
             fopen=(0, 0), for_root=True, handles=(handles.reserve, handles.filled),

@@ -42,11 +42,11 @@ class New(NamedTuple):
 
 
 @contextmanager
-def told(nodes: Nodes, fd_limit: int = 1 << 20) -> Iterator[list[New]]:
+def told(nodes: Nodes, fd_limit: int = 1 << 20, most: int = 1 << 32) -> Iterator[list[New]]:
     """What comes; the descriptors are closed in the end, as the file system does."""
     came: list[New] = []
     nodes.next_nodeid = FIRST
-    nodes.enter_new(fd_limit, lambda *inode: came.append(New(*inode)))
+    nodes.enter_new(fd_limit, most, lambda *inode: came.append(New(*inode)))
     yield came
     for new in came:
         nodes.leave(new.nodeid)
@@ -119,14 +119,16 @@ def test_many_at_once(drive: Drive, tree: Path) -> None:
     drive(main)
 
 
-@pytest.mark.parametrize("how", [{"fd_limit": 0}, {"fd_limit": 3}, {"looks_up": False}])
+@pytest.mark.parametrize(
+    "how", [{"fd_limit": 0}, {"fd_limit": 3}, {"most": 5}, {"looks_up": False}]
+)
 def test_what_python_is_to_enter(tree: Path, how: dict[str, int]) -> None:
     async def main(ring: Ring) -> None:
         async with listening(ring) as device:
             looks_up = bool(how.get("looks_up", True))
             with (
                 known(device, tree, looks_up=looks_up) as table,
-                told(table.nodes, how.get("fd_limit", 1 << 20)) as came,
+                told(table.nodes, how.get("fd_limit", 1 << 20), how.get("most", 6)) as came,
             ):
                 before = len(os.listdir("/proc/self/fd"))
                 assert (await look_up(device, b"new")).error == errno.ENOSYS

@@ -138,12 +138,13 @@ class InodeMap:
             self._show(inode)
         if mirror is not None:
             enters = enters and self._is_plain()
-            mirror.enter_new(self._descriptors.scarce if enters else 0, self._entered)
+            most = int(CROWDED * self.limit) if self.limit else 1 << 32
+            mirror.enter_new(self._descriptors.scarce, most if enters else 0, self._entered)
 
     def _is_plain(self) -> bool:
         """Whether any new inode is its descriptor and the next node id, with no more to decide."""
         by_handle = self.by_handle or self._by_handle or self.remembered is not None
-        return not (by_handle or self.numbered or self.limit)
+        return not (by_handle or self.numbered)
 
     @property
     def next_nodeid(self) -> int:
@@ -286,7 +287,7 @@ class InodeMap:
             )
             self.by_handle = True
             if self._mirror is not None:
-                self._mirror.enter_new(0, self._entered)
+                self._mirror.enter_new(0, 0, self._entered)
             self._to_give_up = iter(
                 [nodeid for nodeid in self._by_nodeid if nodeid != self.root_id]
             )

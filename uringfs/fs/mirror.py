@@ -20,8 +20,9 @@ class Mirror(Protocol):
 
     def enter(self, nodeid: int, fd: int, ino: int, major: int, minor: int, mount: int) -> None: ...
 
-    def enter_new(self, fd_limit: int, entered: Entered) -> None:
-        """From now on it may enter inodes itself, by descriptors below ``fd_limit``; 0: none.
+    def enter_new(self, fd_limit: int, most: int, entered: Entered) -> None:
+        """From now on it may enter inodes itself, by descriptors below ``fd_limit``, as long as it
+        knows less than ``most``; 0: none.
 
         ``entered`` is told of each, which was looked up once, before anybody can ask for it.
         """

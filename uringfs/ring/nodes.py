@@ -69,14 +69,15 @@ class Nodes:
     def next_nodeid(self, nodeid: int) -> None:
         self._state.next_nodeid = nodeid
 
-    def enter_new(self, fd_limit: int, entered: Entered) -> None:
-        """From now on inodes may be entered here, by descriptors below `fd_limit`; 0: none are.
+    def enter_new(self, fd_limit: int, most: int, entered: Entered) -> None:
+        """From now on inodes may be entered here, by descriptors below `fd_limit`, as long as there
+        are not `most`; 0: none are.
 
         `entered` is told of each, which was looked up once, before anything else comes from the
         ring. The descriptor is its to close, once the inode has left.
         """
         self._entered = entered
-        self._state.fd_limit = fd_limit
+        self._state.fd_limit, self._state.most = fd_limit, min(most, _ROW)
 
     def make(
         self,

@@ -32,6 +32,7 @@ struct uf_nodes {
     struct uf_node *rows;
     uint64_t next_nodeid;
     int32_t fd_limit;
+    uint32_t most;
     struct uf_making making;
     bool looks_up;
     bool removes;

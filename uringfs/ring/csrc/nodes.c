@@ -89,6 +89,7 @@ static uint32_t enter_row(struct uf_nodes *t, struct uf_node node)
         row = t->used++;
     }
     t->rows[row] = node;
+    t->count++;
     chain_up(t, row);
     return row;
 }
@@ -104,7 +105,7 @@ int uf_nodes_enter(struct uf_nodes *t, uint64_t nodeid, int fd, uint64_t ino, ui
 /* Numbers of descriptors are the lowest that are free, so the last tells of the next. */
 bool uf_may_enter_new(const struct uf_nodes *t)
 {
-    return t->last_fd < t->fd_limit && t->fresh_count < UF_NEW;
+    return t->last_fd < t->fd_limit && t->count < t->most && t->fresh_count < UF_NEW;
 }
 
 struct uf_node *uf_nodes_enter_new(struct uf_nodes *t, struct uf_node file)
@@ -159,6 +160,7 @@ void uf_nodes_leave(struct uf_nodes *t, uint64_t nodeid)
     *at = n->next_by_file;
     n->next_by_nodeid = t->free;
     t->free = row;
+    t->count--;
 }
 
 uint32_t uf_nodes_looked_up(struct uf_nodes *t, uint64_t nodeid)
@@ -176,7 +178,7 @@ void uf_nodes_clear(struct uf_nodes *t)
     free(t->by_nodeid);
     t->rows = NULL;
     t->by_nodeid = t->by_file = NULL;
-    t->room = t->used = t->free = t->fresh_count = 0;
+    t->room = t->used = t->free = t->count = t->fresh_count = 0;
     t->fd_limit = t->last_fd = 0;
     t->making = (struct uf_making){0};
 }

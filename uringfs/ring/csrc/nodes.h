@@ -48,6 +48,8 @@ struct uf_nodes {
     uint32_t room; /* a power of two */
     uint32_t used; /* rows up to here have been in use */
     uint32_t free; /* a list by next_by_nodeid */
+    uint32_t count;
+    uint32_t most; /* with what is entered here */
     uint32_t cautious; /* lookups to come in which nothing is waited for */
     bool looks_up; /* false: who looks up what is Python's business, GETATTR is not */
     bool removes;  /* names are removed here */
