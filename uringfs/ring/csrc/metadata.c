@@ -338,8 +338,9 @@ static int create(struct uf_nodes *t, struct uf_handles *handles, unsigned how,
     memcpy(&arg, body, sizeof(arg));
     const char *name = (const char *)body + sizeof(arg);
     const struct uf_making *making = &t->making;
-    bool may = making->fh_count && (how & UF_ALONE) && (how & UF_TELLS) && uf_may_enter_new(t);
-    if (!may || !is_one_name(in, sizeof(arg), name) || !is_plain_name(name) ||
+    bool ready = making->fh_count && t->proc_self_fd >= 0 && uf_may_enter_new(t);
+    bool may = (how & UF_ALONE) && (how & UF_TELLS);
+    if (!ready || !may || !is_one_name(in, sizeof(arg), name) || !is_plain_name(name) ||
         (making->for_root && (in->uid || in->gid)))
         return 0;
     struct uf_node *directory = uf_find_node(t, in->nodeid);
