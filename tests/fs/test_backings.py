@@ -57,6 +57,22 @@ def test_one_number_for_all_opens_of_an_inode(backings: Backings, fd: int) -> No
     assert (backings.of(NODE), backings.of(NODE + 1), len(backings)) == (0, 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("smallest", "size", "flags", "told"),
+    [
+        (100, 0, os.O_WRONLY, False), (100, 0, os.O_RDONLY, False), (100, 1, os.O_WRONLY, True),
+        (100, 99, os.O_RDONLY, False), (100, 100, os.O_RDONLY, True), (0, 0, os.O_WRONLY, True),
+    ],
+)  # fmt: skip
+def test_what_the_kernel_is_told_of(
+    backings: Backings, tmp_path: Path, smallest: int, size: int, flags: int, told: bool
+) -> None:
+    backings.smallest = smallest
+    with open(tmp_path / "file", "w+b") as file:
+        file.truncate(size)
+        assert backings.hold(NODE, file.fileno(), flags, True) == int(told)
+
+
 def write_at_once(backings: Backings, fd: int, count: int) -> list[bool]:
     """Whether so many who opened the file to write it with O_DIRECT were served by us."""
     kept = []

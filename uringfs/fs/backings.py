@@ -69,7 +69,9 @@ class Backings:
         one has many writes under way, the kernel makes those together, and faster than we do. Some
         by it and some by us is slower than either."""
         self.smallest = 0
-        """Bytes of a file that is worth registering, where it is opened for reading."""
+        """Bytes of a file that is worth registering, where it is opened for reading. If there are
+        such, one that is empty is not worth it either: most of those are made, written once or
+        twice, and closed."""
         self._held: dict[int, _Held] = {}
         self._shared: dict[int, None] = {}
         """Files that several wrote at once with O_DIRECT the last time, the latest last."""
@@ -132,7 +134,8 @@ class Backings:
         status = os.fstat(fd)
         device = status.st_dev
         reads = flags & os.O_ACCMODE == os.O_RDONLY
-        if device in self._refused or (reads and status.st_size < self.smallest):
+        least = self.smallest if reads else min(1, self.smallest)
+        if device in self._refused or status.st_size < least:
             return 0
         try:
             return self.registrar.register(fd)

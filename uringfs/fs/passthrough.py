@@ -54,9 +54,10 @@ class PassthroughFs(NameOps, AttrOps, FileOps, LockOps, IoctlOps):
     def making(self) -> Making | None:
         """How compiled code may make files on the root's device; None: it may not."""
         features, config = self.features, self.config
-        told = features.passthrough or features.writeback or features.posix_acl or features.no_open
+        backed = features.passthrough and not self.handles.backings.smallest
+        altered = backed or features.writeback or features.posix_acl or features.no_open
         looked_at = config.seal_size or self.checks_appends
-        if told or looked_at or not self._makes_plainly():
+        if altered or looked_at or not self._makes_plainly():
             return None
         root = self.inodes.root_id
         file = self.inodes.open(root)
