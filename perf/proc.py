@@ -125,9 +125,11 @@ def machine(disk: Path) -> dict[str, Any]:
         "idle": idle(),
         "memory": _field("/proc/meminfo", "MemTotal"),
         "disk": f"{mount.fstype} ({mount.options})" if mount else "unknown",
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "fio": _first_line("fio", "--version"),
-        "uringfs": _first_line(sys.executable, "-m", "uringfs", "--version"),
+        "uringfs": _first_line(sys.executable, "-m", "uringfs", "--version").removeprefix(
+            "uringfs "
+        ),
         "commit": _first_line("git", "-C", str(root), "rev-parse", "HEAD"),
     }

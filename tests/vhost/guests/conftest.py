@@ -12,9 +12,11 @@ import pytest
 
 from tests.vhost.guests import initramfs
 from tests.vhost.guests.debian import Kernel, Unavailable, cloud_kernel, user_mode_kernel
-from tests.vhost.guests.machines import LSM, QEMU, Guest, Share, booted, qemu, uml
+from tests.vhost.guests.machines import BOOT_S, LSM, QEMU, Guest, Share, booted, qemu, uml
 
 SOURCE = Path(__file__).parent / "guest.c"
+REGISTERS = "ptrace set fp regs failed"
+"""User-Mode Linux, of a processor that has more of them than it was built for (AMX)."""
 
 
 class Virtual:
@@ -47,9 +49,16 @@ def _made(kernel: Callable[[], Kernel], program: Path) -> Virtual:
 
 
 @pytest.fixture(scope="session")
-def user_mode(program: Path) -> Virtual:
-    """User-Mode Linux."""
-    return _made(user_mode_kernel, program)
+def user_mode(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Virtual:
+    """User-Mode Linux, where it runs at all."""
+    made = _made(user_mode_kernel, program)
+    place = tmp_path_factory.mktemp("trial")
+    command = uml(made.kernel, made.initrd(place / "initrd", ""), ())
+    with booted(command, place / "console") as guest:
+        guest.process.wait(BOOT_S)
+        if REGISTERS in guest.console():
+            pytest.skip(f"no guest: User-Mode Linux does not run on this processor: {REGISTERS}")
+    return made
 
 
 @pytest.fixture(scope="session")
