@@ -217,8 +217,9 @@ run_tests() { # pytest argument...
 run_tox() { # environments pytest argument...
     local envs=$1
     shift
+    # The benchmark is for our own interpreter.
     PATH=$PATH$(pyenv_path) unshare --mount "$VENV/bin/tox" run -e "$envs" -- \
-        -m 'not slow and not mount' "$@"
+        -m 'not slow and not mount' --ignore=tests/perf "$@"
 }
 
 run_mounts() { "$VENV/bin/python" -m pytest tests/mount "$@"; }
