@@ -112,11 +112,10 @@ class HandleMap:
         may move its data itself, see ``backings``; None for what is no regular file. The low half
         of ``fh`` is its row in the table. OSError ENFILE: there are too many.
         """
-        index = self._free_row()
-        backing = 0 if backed is None else self.backings.hold(nodeid, file.fd, flags, backed)
-        self._halves[index * _HALVES + _BACKING] = backing
-        self._take_serial(self._serial + 1 & _INDEX)
-        fh = self._serial << 32 | index
+        fh = self.reserve()
+        if backed is not None:
+            backing = self.backings.hold(nodeid, file.fd, flags, backed)
+            self._halves[(fh & _INDEX) * _HALVES + _BACKING] = backing
         self._enter(fh, nodeid, file, flags, traits)
         return fh
 
@@ -125,7 +124,9 @@ class HandleMap:
 
         OSError ENFILE: there are too many.
         """
-        index = self._free_row()
+        index = self._free.pop() if self._free else self._highest + 1
+        if index >= CAPACITY:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         self._halves[index * _HALVES + _BACKING] = 0
         self._take_serial(self._serial + 1 & _INDEX)
         self._clear(index)
@@ -137,12 +138,6 @@ class HandleMap:
         self._handles[fh] = Handle(fh, nodeid, OwnedFd(fd), flags & ~TRAITS)
         self.backings.hold(nodeid, fd, flags, wanted=False)
 
-    def _free_row(self) -> int:
-        index = self._free.pop() if self._free else self._highest + 1
-        if index >= CAPACITY:
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        return index
-
     def _clear(self, index: int) -> None:
         self._words[_HIGHEST] = self._highest = max(self._highest, index)
         for each in self._moved_kib:
@@ -152,7 +147,6 @@ class HandleMap:
         words, index = self._words, fh & _INDEX
         self._handles[fh] = Handle(fh, nodeid, file, flags)
         words[index * _WORDS + _OPENED] = file.fd & _INDEX | (flags | traits) << 32
-        self._clear(index)
         words[index * _WORDS + _FH] = fh
         words[index * _WORDS + _NODEID] = nodeid
 
@@ -168,6 +162,7 @@ class HandleMap:
         if not 0 < index < CAPACITY or fh >> 64 or self._is_used(index):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._take_serial(max(self._serial, fh >> 32))
+        self._clear(index)
         self._enter(fh, nodeid, file, flags, traits)
 
     def _is_used(self, index: int) -> bool:
